@@ -1,0 +1,80 @@
+# Raw data sets to scored models. snakemake --cores 8 encode stops when every store is finished.
+#
+# In:   the data sets of config/config.yaml, or of --configfile mine.yaml in their place
+# Out:  results/DATASET/{manifest.parquet, latents.zarr, runs/LOSS-sSEED}
+import re
+import sys
+from pathlib import Path
+from shlex import quote
+
+from snakemake.utils import min_version, validate
+
+min_version("9.0")
+
+# Data sets given on the command line replace the default ones; Snakemake alone would add them.
+given = config.get("datasets")
+
+
+configfile: Path(workflow.basedir) / "config" / "config.yaml"
+
+
+config["datasets"] = given or config["datasets"]
+validate(config, "config/schema.yaml")
+
+# gms-lmm lies beside the Python that runs Snakemake, also where no environment is activated.
+shell.prefix(f"set -euo pipefail; PATH={quote(str(Path(sys.executable).parent))}:$PATH; ")
+
+
+wildcard_constraints:
+    dataset="|".join(map(re.escape, config["datasets"])),
+    loss="lm|seg|compound",
+    seed=r"\d+",
+    split="train|val|test",
+
+
+include: "pipeline/rules/settings.smk"
+include: "pipeline/rules/phantoms.smk"
+include: "pipeline/rules/ingest.smk"
+include: "pipeline/rules/encode.smk"
+include: "pipeline/rules/train.smk"
+include: "pipeline/rules/evaluate.smk"
+
+
+localrules:
+    all,
+    encode,
+    train,
+    evaluate,
+
+
+RUNS = expand(
+    "results/{dataset}/runs/{loss}-s{seed}",
+    dataset=config["datasets"],
+    loss=config["train"]["loss"],
+    seed=config["train"]["seeds"],
+)
+
+
+rule all:
+    """Everything: every store encoded, every run trained and scored."""
+    default_target: True
+    input:
+        rules.evaluate.input,
+
+
+rule encode:
+    """Every data set as a finished latent store."""
+    input:
+        expand("results/{dataset}/latents.zarr/receipt.json", dataset=config["datasets"]),
+
+
+rule train:
+    """Every run of every data set."""
+    input:
+        expand("{run}/summary.json", run=RUNS),
+
+
+rule evaluate:
+    """Every run scored on its data set's test split."""
+    input:
+        expand("{run}/evaluate/latents-test.json", run=RUNS),

@@ -1,0 +1,1 @@
+"""Words in, words out: the gms-lmm command line."""

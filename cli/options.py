@@ -1,0 +1,83 @@
+"""Options and output that several commands share: --json, progress bars, tables."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there."
+)
+
+latents_option = click.option(
+    "--latents", required=True, help="Latent store: a path or any fsspec URL."
+)
+
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."
+)
+
+run_option = click.option(
+    "--run",
+    "run_path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Run directory, as gms-lmm train writes it.",
+)
+
+talk = Console(stderr=True, highlight=False)
+
+
+def emit(result: Mapping[str, Any], as_json: bool, show: Callable[[], None]) -> None:
+    """Print `result` as one JSON object, or let `show` draw it for people."""
+    if as_json:
+        sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
+    else:
+        show()
+
+
+class RateColumn(ProgressColumn):
+    """Steps of the bar per second, in the bar's own unit."""
+
+    def render(self, task: Task) -> Text:
+        unit = task.fields.get("unit", "")
+        return Text(f"{task.speed:.1f} {unit}/s" if task.speed else f"– {unit}/s")
+
+
+@contextmanager
+def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, drawn on terminals only; yields a callback (done, total)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=talk, disable=not talk.is_terminal) as bars:
+        task = bars.add_task(what, total=None, unit=unit)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def table(title: str, rows: Mapping[str, Any]) -> None:
+    """A two-column table on stdout."""
+    grid = Table(title=title, show_header=False, title_justify="left")
+    for key, value in rows.items():
+        grid.add_row(key, f"{value:.4f}" if isinstance(value, float) else str(value))
+    Console(highlight=False).print(grid)

@@ -1,0 +1,144 @@
+"""gms-lmm train: latent store in, run directory out."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.options import device_option, emit, json_option, latents_option, progress_bar, table, talk
+
+
+@click.command("train")
+@latents_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run directory.  [default: runs/STORE-LOSS-sSEED]",
+)
+@click.option(
+    "--loss",
+    type=click.Choice(["lm", "seg", "compound"]),
+    default="compound",
+    show_default=True,
+    help="Latent loss, Dice loss through the decoder, or their sum.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    help="Passes over the training samples, each in one randomly chosen view.",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Samples a step."
+)
+@click.option(
+    "--lr", type=float, default=2e-3, show_default=True, help="Peak learning rate of AdamW."
+)
+@click.option(
+    "--width",
+    type=click.IntRange(16),
+    default=32,
+    show_default=True,
+    help="Channels of the LMM's first level, a multiple of 16.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of weights, order and noise."
+)
+@click.option(
+    "--posterior",
+    type=click.Choice(["mean", "sample", "gms"]),
+    default="mean",
+    show_default=True,
+    help="Image latent fed to the LMM: posterior mean, a sample, or as the GMS authors do.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="Arithmetic; auto is bf16 where the hardware computes in it.",
+)
+@click.option(
+    "--val-every",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Epochs between validations with the frozen decoder.",
+)
+@click.option(
+    "--select-on",
+    type=click.Choice(["val", "test"]),
+    default="val",
+    show_default=True,
+    help="Split that chooses the best epoch; test is the GMS authors' protocol and marks the run.",
+)
+@click.option("--resume", is_flag=True, help="Go on from the last whole epoch of --out.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done and stop.")
+@click.option(
+    "--tensorboard", is_flag=True, help="Also write TensorBoard events into the run directory."
+)
+@device_option
+@json_option
+def command(
+    latents: str,
+    out: Path | None,
+    precision: str,
+    resume: bool,
+    dry_run: bool,
+    tensorboard: bool,
+    device: str,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Train a latent mapping model from cached latents alone.
+
+    \b
+    Example:
+      gms-lmm train --latents busi.zarr --loss lm --epochs 60
+    """
+    from lmm.settings import TrainSettings, describe
+    from lmm.train import train
+    from pipeline.device import choose_device, choose_precision
+    from pipeline.store import open_store
+
+    store = open_store(latents)
+    chosen = choose_device(device)
+    wanted = TrainSettings(precision=choose_precision(precision, chosen), **settings)
+
+    out = out or Path("runs") / f"{store.name}-{wanted.loss}-s{wanted.seed}"
+    plan = describe(store, wanted)
+    if dry_run:
+        emit({"run": str(out), **plan}, as_json, lambda: table("would train", {"run": out, **plan}))
+        return
+    if not as_json:
+        talk.print(f"train {out}: " + ", ".join(f"{key} {value}" for key, value in plan.items()))
+    with progress_bar("train", "steps") as progress, _events(out, tensorboard) as log:
+        summary = train(
+            store, out, wanted, device=chosen, resume=resume, progress=progress, log=log
+        )
+    emit(summary, as_json, lambda: table("trained", summary))
+
+
+@contextmanager
+def _events(run: Path, wanted: bool) -> Iterator[Callable[[Mapping[str, Any]], None] | None]:
+    """A callback that writes log lines as TensorBoard scalars, or None."""
+    if not wanted:
+        yield None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise click.UsageError(
+            "--tensorboard needs it: pip install 'gms-lmm[tensorboard]'"
+        ) from error
+    with SummaryWriter(str(run / "tensorboard")) as writer:
+
+        def log(line: Mapping[str, Any]) -> None:
+            for key, value in line.items():
+                if key != "epoch":
+                    writer.add_scalar(key, value, line["epoch"])
+
+        yield log

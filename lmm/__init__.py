@@ -1,0 +1,1 @@
+"""A store of latents in, a trained and measured latent mapping model out."""

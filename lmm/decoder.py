@@ -1,0 +1,37 @@
+"""The frozen decoder as training and evaluation see it: scaled mask latent in, grey mask out."""
+
+import torch
+
+from lmm.latents import raw_latent
+from lmm.losses import to_grey
+from pipeline.tokenizer import Tokenizer
+
+THRESHOLD = 0.5
+# Images decoded at a time: a decoder's activations at full resolution are the largest thing here.
+_BATCH = {"cuda": 64, "cpu": 2}
+
+
+class MaskDecoder:
+    """D of a tokenizer, averaged over channels; `calls` counts how often D ran."""
+
+    def __init__(self, tokenizer: Tokenizer, precision: str = "fp32") -> None:
+        self.tokenizer = tokenizer
+        self.precision = precision
+        self.calls = 0
+
+    def __call__(self, z_mask_hat: torch.Tensor) -> torch.Tensor:
+        """Grey masks, differentiable with respect to the latents.
+
+        z_mask_hat  (B, C, h, w), scaled
+        returns     (B, H, W) float32 in [0, 1]
+        """
+        self.calls += 1
+        tokenizer = self.tokenizer
+        latent = raw_latent(z_mask_hat, tokenizer.scaling_factor, tokenizer.shift_factor)
+        return to_grey(tokenizer.decode(latent, self.precision))
+
+    @torch.inference_mode()
+    def masks(self, z_mask_hat: torch.Tensor) -> torch.Tensor:
+        """Binary masks, decoded in batches that fit: (n, C, h, w) → (n, H, W) bool."""
+        batches = z_mask_hat.split(_BATCH.get(z_mask_hat.device.type, 8))
+        return torch.cat([self(batch) > THRESHOLD for batch in batches])

@@ -1,0 +1,113 @@
+"""What training minimises: L_lm between mask latents, L_seg between masks, or both.
+
+Source: Huo et al., Generative Medical Segmentation, AAAI 2025, section 3. Every loss is computed in
+float32, also under autocast: sums over 50,000 pixels do not fit a half-precision mantissa.
+"""
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.errors import UsageError
+
+LOSS_KINDS = ("lm", "seg", "compound")
+LEVELS = ("level2", "level1", "out")  # supervised levels of LatentMappingModel; level3 is not
+DICE_SMOOTHING = 1e-5
+
+
+def training_loss(
+    kind: str,
+    *,
+    z_mask_hat: Mapping[str, Tensor] | None = None,
+    z_mask: Tensor | None = None,
+    grey: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """L_lm, L_seg or L_lm + L_seg, each summed over the supervised levels.
+
+    kind        "lm" needs z_mask_hat and z_mask; "seg" needs grey and mask; "compound" all four
+    z_mask_hat  {level: (B, C, h, w)} float, scaled, as LatentMappingModel returns it
+    z_mask      (B, C, h, w) float, scaled
+    grey        (L, B, H, W) float in [0, 1]: to_grey of the decoded levels, any L ≥ 1
+    mask        (B, H, W) bool, uint8 or float, values 0 and 1
+    returns     {"total"} and the parts that were computed, {"lm"} and {"seg"}: float32 scalars
+    raises      UsageError for an unknown kind; ValueError when an argument the kind needs is None
+    source      Huo et al. 2025, section 3
+    """
+    check_kind(kind)
+    parts: dict[str, Tensor] = {}
+    if kind in ("lm", "compound"):
+        if z_mask_hat is None or z_mask is None:
+            raise ValueError(f"loss {kind!r} needs z_mask_hat and z_mask")
+        parts["lm"] = summed([latent_loss(z_mask_hat[level], z_mask) for level in LEVELS])
+    if kind in ("seg", "compound"):
+        if grey is None or mask is None:
+            raise ValueError(f"loss {kind!r} needs grey and mask")
+        check_levels(grey)
+        parts["seg"] = summed([dice_loss(grey_of_level, mask) for grey_of_level in grey])
+    return {"total": summed(list(parts.values())), **parts}
+
+
+def latent_loss(z_mask_hat: Tensor, z_mask: Tensor) -> Tensor:
+    """L_lm of one level: mean of (Ẑ_M − Z_M)² over all elements.
+
+    z_mask_hat, z_mask  (B, C, h, w) float, scaled
+    returns             float32 scalar
+    raises              ValueError when the shapes differ
+    """
+    check_same_shape("z_mask_hat", z_mask_hat, "z_mask", z_mask)
+    return F.mse_loss(z_mask_hat.float(), z_mask.float())
+
+
+def dice_loss(grey: Tensor, mask: Tensor) -> Tensor:
+    """L_seg of one level: 1 − (2·Σ(M·M̂) + ε) / (ΣM + ΣM̂ + ε) per image, mean over the batch.
+
+    ε = 1e-5 makes an empty prediction of an empty mask cost 0; it is what MONAI's DiceLoss adds.
+
+    grey     (B, H, W) float in [0, 1]: M̂, not thresholded
+    mask     (B, H, W) bool, uint8 or float, values 0 and 1: M
+    returns  float32 scalar in [0, 1]
+    raises   ValueError when the shapes differ
+    """
+    check_same_shape("grey", grey, "mask", mask)
+    prediction, truth = grey.float().flatten(1), mask.float().flatten(1)
+    overlap = (prediction * truth).sum(dim=1)
+    area = prediction.sum(dim=1) + truth.sum(dim=1)
+    return (1 - (2 * overlap + DICE_SMOOTHING) / (area + DICE_SMOOTHING)).mean()
+
+
+def to_grey(decoded: Tensor) -> Tensor:
+    """The decoder's pixels as one grey map: mean over channels, [-1, 1] → [0, 1], clamped.
+
+    The clamp passes no gradient from a pixel outside [0, 1], as in the authors' code.
+
+    decoded  (..., channels, H, W) float, around [-1, 1]
+    returns  (..., H, W) float32 in [0, 1]; a mask is to_grey(decoded) > 0.5
+    """
+    return ((decoded.float().mean(dim=-3) + 1) / 2).clamp(0, 1)
+
+
+def summed(losses: list[Tensor]) -> Tensor:
+    total = losses[0]
+    for loss in losses[1:]:
+        total = total + loss
+    return total
+
+
+def check_kind(kind: str) -> None:
+    if kind not in LOSS_KINDS:
+        known = ", ".join(LOSS_KINDS)
+        raise UsageError(f"there is no loss {kind!r}", f"use one of: {known}")
+
+
+def check_levels(grey: Tensor) -> None:
+    if grey.ndim != 4 or not len(grey):
+        raise ValueError(f"grey has shape {tuple(grey.shape)}, expected (levels, B, H, W)")
+
+
+def check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    # Broadcasting would turn a forgotten dimension into a plausible number.
+    if tensor.shape != other.shape:
+        shapes = f"{tuple(tensor.shape)} and {tuple(other.shape)}"
+        raise ValueError(f"{name} and {other_name} differ in shape: {shapes}")

@@ -1,0 +1,178 @@
+"""The latent mapping model: image latent in, mask latent out, at one resolution throughout.
+
+Source: Huo et al., Generative Medical Segmentation, AAAI 2025. The paper's Figure 1 orders a block
+as Conv, PReLU, GroupNorm; the released code, which this module follows, has GroupNorm, PReLU, Conv.
+Parameter names are those of the released code, so that the authors' weights load as they are:
+`act1` and `act2` are registered twice there (`resblock.act1` is also `resblock.conv1.1`).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.errors import UsageError
+
+GROUPS = 16
+WIDTH_MULTIPLIERS = (1, 2, 4, 4)
+
+
+class LatentMappingModel(nn.Module):
+    """Z_I → Ẑ_M: a U-shaped network without down-sampling, and a mask latent from each level.
+
+    latent_channels  C, channels of the tokenizer's latent: 4 for SD-VAE and TAESD, 16 for TAESD3
+    width            channels of the first level, a multiple of 16; 32 gives 1,564,976 parameters
+
+    forward(z_image)
+        z_image  (B, C, h, w) float, scaled latent of the image, any h and w
+        returns  {"level3", "level2", "level1", "out"}, each (B, C, h, w): Ẑ_M from the deepest
+                 level to the last; `out` is the prediction, `level3` is not supervised in training
+        raises   ValueError when z_image is not (B, C, h, w)
+
+    Weights are drawn from torch's global generator: Kaiming normal, fan_out, leaky_relu; biases 0.
+    raises   UsageError when the width is not a positive multiple of 16
+    source   Huo et al. 2025, section 3; block order of the released code
+    """
+
+    def __init__(self, latent_channels: int = 4, width: int = 32) -> None:
+        super().__init__()
+        check_sizes(latent_channels, width)
+        self.latent_channels = latent_channels
+        self.width = width
+        c1, c2, c3, c4 = (width * multiplier for multiplier in WIDTH_MULTIPLIERS)
+        self.input_blocks = nn.Conv2d(latent_channels, c1, 3, padding=1)
+        self.conv1_0 = Block(c1, c1)
+        self.conv2_0 = Block(c1, c2)
+        self.conv3_0 = Block(c2, c3)
+        self.conv4_0 = Block(c3, c4)
+        self.conv3_1 = Block(c3 + c4, c3)
+        self.conv2_2 = Block(c2 + c3, c2)
+        self.conv1_3 = Block(c1 + c2, c1)
+        self.conv0_4 = Block(c1 + c1, c1)
+        self.convds3 = head(c3, latent_channels)
+        self.convds2 = head(c2, latent_channels)
+        self.convds1 = head(c1, latent_channels)
+        self.convds0 = head(c1, latent_channels)
+        self.apply(initialise)
+
+    def forward(self, z_image: Tensor) -> dict[str, Tensor]:
+        self.check_input(z_image)
+        x0 = self.input_blocks(z_image)
+        x1 = self.conv1_0(x0)
+        x2 = self.conv2_0(x1)
+        x3 = self.conv3_0(x2)
+        x4 = self.conv4_0(x3)
+        x3_1 = self.conv3_1(torch.cat([x3, x4], dim=1))
+        x2_2 = self.conv2_2(torch.cat([x2, x3_1], dim=1))
+        x1_3 = self.conv1_3(torch.cat([x1, x2_2], dim=1))
+        x0_4 = self.conv0_4(torch.cat([x0, x1_3], dim=1))
+        return {
+            "level3": self.convds3(x3_1),
+            "level2": self.convds2(x2_2),
+            "level1": self.convds1(x1_3),
+            "out": self.convds0(x0_4),
+        }
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def check_input(self, z_image: Tensor) -> None:
+        if z_image.ndim != 4 or z_image.shape[1] != self.latent_channels:
+            raise ValueError(
+                f"z_image has shape {tuple(z_image.shape)}; this model maps latents of "
+                f"{self.latent_channels} channels, shape (B, {self.latent_channels}, h, w)"
+            )
+
+
+class Block(nn.Module):
+    """ResBlock, then Attention."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.resblock = ResBlock(channels_in, channels_out)
+        self.attention = Attention(channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.attention(self.resblock(x))
+        return out
+
+
+class ResBlock(nn.Module):
+    """skip(x) + h with h = Conv(PReLU₂(GN(Conv(PReLU₁(GN(x)))))), (B, i, h, w) → (B, o, h, w)."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.act1 = nn.PReLU()
+        self.act2 = nn.PReLU()
+        self.conv1 = nn.Sequential(
+            group_norm(channels_in), self.act1, nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        )
+        self.conv2 = nn.Sequential(
+            group_norm(channels_out), self.act2, nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        )
+        self.skip_connection = (
+            nn.Identity()
+            if channels_in == channels_out
+            else nn.Conv2d(channels_in, channels_out, 1, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv2(self.conv1(x))
+        out: Tensor = self.skip_connection(x) + h
+        return out
+
+
+class Attention(nn.Module):
+    """x + proj_out(softmax(q·kᵀ/√c)·v), one head over all h·w positions of GN(x)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (tokens(conv(h)) for conv in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v).squeeze(1).mT.reshape(x.shape)
+        out: Tensor = x + self.proj_out(h)
+        return out
+
+
+def tokens(x: Tensor) -> Tensor:
+    """(B, c, h, w) → (B, 1 head, h·w, c)."""
+    # torch's fused attention takes contiguous channels only, and falls back in silence otherwise.
+    return x.flatten(2).mT.contiguous().unsqueeze(1)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
+
+
+def head(channels: int, latent_channels: int) -> nn.Sequential:
+    """Features of one level → its Ẑ_M."""
+    conv = nn.Conv2d(channels, latent_channels, 3, padding=1, bias=False)
+    return nn.Sequential(group_norm(channels), nn.SiLU(), conv)
+
+
+def initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="leaky_relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def check_sizes(latent_channels: int, width: int) -> None:
+    if latent_channels < 1:
+        raise UsageError(
+            f"latent channels must be at least 1, not {latent_channels}",
+            "take the tokenizer's own: 4 for sd-vae and taesd, 16 for taesd3",
+        )
+    if width < GROUPS or width % GROUPS:
+        nearest = max(1, round(width / GROUPS)) * GROUPS
+        raise UsageError(
+            f"width {width} cannot be divided into the {GROUPS} groups of every GroupNorm",
+            f"use a multiple of {GROUPS}, such as --width {nearest}",
+        )

@@ -1,0 +1,92 @@
+"""What a training run is asked to do, checked and spelled out before anything is read."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lmm.latents import POSTERIORS
+from lmm.losses import LOSS_KINDS
+from lmm.model import LatentMappingModel
+from pipeline.errors import UsageError
+from pipeline.store import LatentStore
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What a training run is asked to do; the defaults are the paper's where the paper has one.
+
+    loss        lm, seg or compound
+    epochs      passes over the training samples, each sample in one randomly chosen view
+    lr          peak learning rate of AdamW, after 5 epochs of warm-up, before cosine decay
+    width       channels of the LMM's first level
+    posterior   mean, sample or gms; see `Latents.batch`
+    precision   fp32 or bf16 arithmetic of LMM and decoder; losses are float32 in either
+    val_every   epochs between validations; the last epoch is always validated
+    select_on   split whose DSC chooses the best epoch; `test` is the GMS authors' own protocol
+    """
+
+    loss: str = "compound"
+    epochs: int = 1000
+    batch_size: int = 8
+    lr: float = 2e-3
+    width: int = 32
+    seed: int = 0
+    posterior: str = "mean"
+    precision: str = "fp32"
+    val_every: int = 5
+    select_on: str = "val"
+
+    def check(self, store: LatentStore) -> None:
+        """Raise UsageError when settings and store do not fit together."""
+        for name, value, known in (
+            ("loss", self.loss, LOSS_KINDS),
+            ("posterior", self.posterior, POSTERIORS),
+            ("select-on", self.select_on, ("val", "test")),
+        ):
+            if value not in known:
+                raise UsageError(f"--{name} {value} is not known", f"one of {', '.join(known)}")
+        if self.posterior != "mean" and store.tokenizer["deterministic"]:
+            raise UsageError(
+                f"--posterior {self.posterior} needs a posterior, and tokenizer "
+                f"{store.tokenizer['name']!r} is deterministic",
+                "--posterior mean",
+            )
+
+
+def steps_per_epoch(samples: int, batch_size: int) -> int:
+    """Whole batches only, as the authors train; one smaller batch when there is no whole one."""
+    return max(1, samples // batch_size)
+
+
+def learning_rate(epoch: int, settings: TrainSettings) -> float:
+    """Learning rate of epoch 1…epochs: linear warm-up, then a cosine to zero, by epoch.
+
+    Warm-up takes 5 epochs as in the GMS authors' code, or a tenth of a run shorter than 50.
+    """
+    warmup = min(5, settings.epochs // 10)
+    if epoch <= warmup:
+        return settings.lr * epoch / (warmup + 1)
+    share = (epoch - 1 - warmup) / (settings.epochs - warmup)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def describe(store: LatentStore, settings: TrainSettings) -> dict[str, Any]:
+    """The whole of a run before it starts: settings, parameters, steps, bytes to read.
+
+    raises  UsageError for settings that do not fit the store; ArtefactError when it is unfinished
+    """
+    settings.check(store)
+    store.require_complete()
+    samples = int((store.samples["split"] == "train").sum())
+    c, h, w = store.latent_shape
+    cell_bytes = len(store.latent_arrays) * c * h * w * 2
+    if settings.loss != "lm":
+        cell_bytes += store.size * -(-store.size // 8)
+    return {
+        **asdict(settings),
+        "samples": samples,
+        "views": store.views,
+        "parameters": LatentMappingModel(c, settings.width).parameter_count,
+        "steps": settings.epochs * steps_per_epoch(samples, settings.batch_size),
+        "bytes_in_memory": samples * store.views * cell_bytes,
+    }

@@ -1,0 +1,1 @@
+"""Raw images and masks in, a store of latents out."""

@@ -1,0 +1,55 @@
+# What the configuration says of a data set or a run, as files and as words for gms-lmm.
+import os
+
+
+def flags(settings, without=()):
+    """Settings as options of the command line: val_every: 5 becomes --val-every 5."""
+    words = []
+    for key, value in settings.items():
+        option = f"--{key.replace('_', '-')}"
+        if key in without or value is False:
+            continue
+        words += [option] if value is True else [option, str(value)]
+    return words
+
+
+def raw_root(wildcards):
+    """Folder of a data set as published, or that its phantoms are drawn into."""
+    return config["datasets"][wildcards.dataset].get(
+        "root", f"results/{wildcards.dataset}/raw"
+    )
+
+
+def raw_files(wildcards):
+    """Every file of a data set, so that an edited, added or removed one is noticed."""
+    if "phantoms" in config["datasets"][wildcards.dataset]:
+        checkpoints.phantoms.get(dataset=wildcards.dataset)  # first, draw them
+    root = raw_root(wildcards)
+    files = [
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(root, followlinks=True)
+        for name in names
+        if not name.startswith(".")
+    ]
+    return sorted(files) or root
+
+
+def split_file(wildcards):
+    """The file with the published split of a data set, when it has one."""
+    return config["datasets"][wildcards.dataset].get("split_file", [])
+
+
+def phantom_options(wildcards):
+    """How many phantoms, of which seed."""
+    return flags(config["datasets"][wildcards.dataset]["phantoms"])
+
+
+def ingest_options(wildcards):
+    """Layout, split and whatever else the configuration says of a data set."""
+    settings = config["datasets"][wildcards.dataset]
+    return flags(settings, without=("root", "phantoms"))
+
+
+def run_folder(wildcards, output):
+    """The run that a summary belongs to."""
+    return os.path.dirname(output.summary)

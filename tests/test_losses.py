@@ -1,0 +1,165 @@
+"""The losses, against hand-worked numbers and MONAI's DiceLoss."""
+
+import warnings
+
+import pytest
+import torch
+
+from lmm.losses import LEVELS, dice_loss, latent_loss, to_grey, training_loss
+from pipeline.errors import UsageError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # MONAI's import warns of its own optional dependencies
+    from monai.losses import DiceLoss
+
+
+def latents(*values: float) -> dict[str, torch.Tensor]:
+    return {
+        level: torch.full((2, 4, 3, 3), value) for level, value in zip(LEVELS, values, strict=True)
+    }
+
+
+def test_supervised_levels_are_the_three_shallowest() -> None:
+    assert LEVELS == ("level2", "level1", "out")
+
+
+def test_latent_loss_is_the_mean_squared_difference() -> None:
+    z_mask_hat = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 4, 1, 1)
+    z_mask = torch.tensor([1.0, 0.0, 6.0, 5.0]).view(1, 4, 1, 1)
+    assert latent_loss(z_mask_hat, z_mask).item() == (0 + 4 + 9 + 1) / 4
+
+
+def test_dice_loss_of_a_half_covered_mask() -> None:
+    grey = torch.tensor([[[1.0, 0.5], [0.5, 0.0]]])
+    mask = torch.tensor([[[1, 1], [0, 0]]], dtype=torch.uint8)
+    assert dice_loss(grey, mask).item() == pytest.approx(1 - 2 * 1.5 / (2 + 2), abs=1e-5)
+
+
+def test_dice_loss_is_taken_per_image_before_the_mean() -> None:
+    mask = torch.zeros(2, 10, 10, dtype=torch.bool)
+    mask[0] = True  # 100 pixels, all found
+    mask[1, 0, 0] = True  # 1 pixel, missed
+    grey = torch.zeros(2, 10, 10)
+    grey[0] = 1
+    # Summed over the batch first it would be 1 - 200/201.
+    assert dice_loss(grey, mask).item() == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize(("value", "loss"), [(0.0, 0.0), (1.0, 1.0)])
+def test_dice_loss_of_an_empty_mask_is_0_for_nothing_and_1_for_everything(
+    value: float, loss: float
+) -> None:
+    grey = torch.full((1, 8, 8), value)
+    assert dice_loss(grey, torch.zeros(1, 8, 8)).item() == pytest.approx(loss, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
+def test_dice_loss_equals_monai_for_every_mask_type(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    grey = torch.rand(5, 17, 13, generator=generator)
+    mask = (torch.rand(5, 17, 13, generator=generator) > 0.8).to(dtype)
+    mask[0] = 0
+    grey[0] = 0  # both empty
+    mask[1] = 0  # prediction only
+    grey[2] = 0  # truth only
+    expected = DiceLoss()(grey[:, None], mask[:, None].float())
+    torch.testing.assert_close(dice_loss(grey, mask), expected, rtol=0, atol=1e-6)
+
+
+def test_grey_is_the_channel_mean_moved_to_01_and_clamped() -> None:
+    decoded = torch.tensor([[-1.0, 1.0, 0.0, 3.0], [-1.0, 1.0, 0.3, 3.0], [-4.0, 1.0, 0.6, 0.0]])
+    grey = to_grey(decoded.view(1, 3, 2, 2))
+    torch.testing.assert_close(grey, torch.tensor([[[0.0, 1.0], [0.65, 1.0]]]))
+
+
+def test_grey_passes_no_gradient_from_outside_its_range() -> None:
+    decoded = torch.tensor([-3.0, 0.5, 3.0]).view(1, 1, 1, 3).expand(1, 3, 1, 3).clone()
+    decoded.requires_grad_()
+    to_grey(decoded).sum().backward()
+    assert decoded.grad is not None
+    torch.testing.assert_close(decoded.grad[0, 0, 0], torch.tensor([0.0, 1 / 6, 0.0]))
+
+
+def test_grey_keeps_level_and_batch_dimensions() -> None:
+    assert to_grey(torch.zeros(3, 2, 3, 8, 6)).shape == (3, 2, 8, 6)
+
+
+def test_lm_loss_sums_the_three_levels_and_leaves_level3_out() -> None:
+    z_mask_hat = latents(1.0, 2.0, 3.0) | {"level3": torch.full((2, 4, 3, 3), 100.0)}
+    losses = training_loss("lm", z_mask_hat=z_mask_hat, z_mask=torch.zeros(2, 4, 3, 3))
+    assert set(losses) == {"total", "lm"}
+    assert losses["total"].item() == losses["lm"].item() == 1 + 4 + 9
+
+
+def test_seg_loss_sums_the_levels_it_is_given() -> None:
+    mask = torch.ones(2, 4, 4, dtype=torch.bool)
+    grey = torch.stack([torch.ones(2, 4, 4), torch.zeros(2, 4, 4), torch.full((2, 4, 4), 0.5)])
+    losses = training_loss("seg", grey=grey, mask=mask)
+    assert set(losses) == {"total", "seg"}
+    assert losses["seg"].item() == pytest.approx(0 + 1 + (1 - 2 * 0.5 / 1.5), abs=1e-5)
+    only_last = training_loss("seg", grey=grey[2:], mask=mask)
+    assert only_last["total"].item() == pytest.approx(1 / 3, abs=1e-5)
+
+
+def test_compound_loss_is_lm_plus_seg() -> None:
+    z_mask_hat, z_mask = latents(0.0, 1.0, 1.0), torch.zeros(2, 4, 3, 3)
+    grey, mask = torch.zeros(1, 2, 4, 4), torch.ones(2, 4, 4)
+    losses = training_loss("compound", z_mask_hat=z_mask_hat, z_mask=z_mask, grey=grey, mask=mask)
+    assert losses["lm"].item() == 2
+    assert losses["seg"].item() == pytest.approx(1, abs=1e-5)
+    assert losses["total"].item() == pytest.approx(3, abs=1e-5)
+
+
+def test_losses_are_float32_and_as_exact_under_autocast() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z_mask_hat = {level: torch.randn(2, 4, 3, 3, generator=generator) for level in LEVELS}
+    z_mask = torch.randn(2, 4, 3, 3, generator=generator)
+    grey = torch.rand(3, 2, 60, 60, generator=generator)
+    mask = torch.rand(2, 60, 60, generator=generator) > 0.5
+    expected = training_loss("compound", z_mask_hat=z_mask_hat, z_mask=z_mask, grey=grey, mask=mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = training_loss("compound", z_mask_hat=z_mask_hat, z_mask=z_mask, grey=grey, mask=mask)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    halves = {level: z.bfloat16() for level, z in z_mask_hat.items()}
+    of_halves = training_loss(
+        "compound", z_mask_hat=halves, z_mask=z_mask.bfloat16(), grey=grey.bfloat16(), mask=mask
+    )
+    assert {value.dtype for value in of_halves.values()} == {torch.float32}
+
+
+def test_gradients_flow_to_latents_and_grey_maps() -> None:
+    z_mask_hat = {level: z.requires_grad_() for level, z in latents(1.0, 2.0, 3.0).items()}
+    grey = torch.full((3, 2, 4, 4), 0.5, requires_grad=True)
+    mask = torch.ones(2, 4, 4)
+    losses = training_loss(
+        "compound", z_mask_hat=z_mask_hat, z_mask=torch.zeros(2, 4, 3, 3), grey=grey, mask=mask
+    )
+    losses["total"].backward()
+    for z, value in zip(z_mask_hat.values(), (1.0, 2.0, 3.0), strict=True):
+        assert z.grad is not None
+        torch.testing.assert_close(z.grad, torch.full_like(z, 2 * value / 72))
+    assert grey.grad is not None
+    # 1 − 2Σg/(16 + Σg) of 16 pixels at 0.5 falls by 2·16/24² for each, half of it per image of two.
+    torch.testing.assert_close(grey.grad, torch.full_like(grey, -32 / 24**2 / 2), rtol=1e-4, atol=0)
+
+
+def test_unknown_kind_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="no loss 'dice'") as error:
+        training_loss("dice")
+    assert error.value.fix == "use one of: lm, seg, compound"
+
+
+def test_a_kind_without_what_it_needs_says_so() -> None:
+    with pytest.raises(ValueError, match="'lm' needs z_mask_hat and z_mask"):
+        training_loss("lm", grey=torch.zeros(1, 1, 2, 2), mask=torch.zeros(1, 2, 2))
+    with pytest.raises(ValueError, match="'compound' needs grey and mask"):
+        training_loss("compound", z_mask_hat=latents(1, 1, 1), z_mask=torch.zeros(2, 4, 3, 3))
+
+
+def test_shapes_that_would_broadcast_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"z_mask differ in shape: \(2, 4, 3, 3\) and \(4, 3, 3\)"):
+        latent_loss(torch.zeros(2, 4, 3, 3), torch.zeros(4, 3, 3))
+    with pytest.raises(ValueError, match="grey and mask differ in shape"):
+        dice_loss(torch.zeros(2, 4, 4), torch.zeros(1, 4, 4))
+    with pytest.raises(ValueError, match="grey has shape"):
+        training_loss("seg", grey=torch.zeros(2, 4, 4), mask=torch.zeros(2, 4, 4))

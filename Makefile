@@ -14,6 +14,8 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/snakefmt --check --quiet Snakefile pipeline/rules
+	$(BIN)/snakemake --lint
 
 # Exact pins; torch comes first because its CPU wheel is found only when it is asked for by version.
 $(READY): pyproject.toml constraints.txt

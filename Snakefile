@@ -12,17 +12,19 @@ from snakemake.utils import min_version, validate
 min_version("9.0")
 
 # Data sets given on the command line replace the default ones; Snakemake alone would add them.
-given = config.get("datasets")
+given = config.pop("datasets", None)
 
 
 configfile: Path(workflow.basedir) / "config" / "config.yaml"
 
 
-config["datasets"] = given or config["datasets"]
+if given is not None:
+    config["datasets"] = given
 validate(config, "config/schema.yaml")
 
 # gms-lmm lies beside the Python that runs Snakemake, also where no environment is activated.
-shell.prefix(f"set -euo pipefail; PATH={quote(str(Path(sys.executable).parent))}:$PATH; ")
+beside = quote(str(Path(sys.executable).parent))
+shell.prefix(f"set -euo pipefail; PATH={beside}:$PATH; ")
 
 
 wildcard_constraints:
@@ -41,10 +43,10 @@ include: "pipeline/rules/evaluate.smk"
 
 
 localrules:
-    all,
     encode,
     train,
     evaluate,
+    all,
 
 
 RUNS = expand(
@@ -55,17 +57,12 @@ RUNS = expand(
 )
 
 
-rule all:
-    """Everything: every store encoded, every run trained and scored."""
-    default_target: True
-    input:
-        rules.evaluate.input,
-
-
 rule encode:
     """Every data set as a finished latent store."""
     input:
-        expand("results/{dataset}/latents.zarr/receipt.json", dataset=config["datasets"]),
+        expand(
+            "results/{dataset}/latents.zarr/receipt.json", dataset=config["datasets"]
+        ),
 
 
 rule train:
@@ -78,3 +75,10 @@ rule evaluate:
     """Every run scored on its data set's test split."""
     input:
         expand("{run}/evaluate/latents-test.json", run=RUNS),
+
+
+rule all:
+    """Everything: every store encoded, every run trained and scored."""
+    default_target: True
+    input:
+        rules.evaluate.input,

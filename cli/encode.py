@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cli.options import device_option, emit, json_option, progress_bar, talk
+from cli.options import device_option, emit, json_option, progress_bar, say
 
 
 class BatchSize(click.ParamType[int | None]):
@@ -108,7 +108,7 @@ def command(
             progress=progress,
         )
     if not report.encoded:
-        talk.print(f"{store} is already complete: {report.present} cells, nothing to encode")
+        say(f"{store} is already complete: {report.present} cells, nothing to encode")
 
     def show() -> None:
         click.echo(

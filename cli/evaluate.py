@@ -7,7 +7,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from cli.options import device_option, emit, json_option, latents_option, run_option, talk
+from cli.options import device_option, emit, json_option, latents_option, run_option
 
 
 @click.command("evaluate")
@@ -40,9 +40,8 @@ def command(
     path = write_evaluation(evaluation, run.path / "evaluate", store.name)
     if masks:
         write_masks(evaluation, masks)
-    talk.print(f"per image: {path}")
     summary = {**evaluation.summary, "run": str(run.path), "store": latents, "per_image": str(path)}
-    emit(summary, as_json, lambda: _show(evaluation.summary))
+    emit(summary, as_json, lambda: _show(summary))
 
 
 def _show(summary: dict[str, Any]) -> None:
@@ -63,3 +62,4 @@ def _show(summary: dict[str, Any]) -> None:
         )
     Console(highlight=False).print(grid)
     click.echo(f"missed {summary['missed']}, false alarms {summary['false_alarms']}")
+    click.echo(f"per image: {summary['per_image']}")

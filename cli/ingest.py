@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import emit, json_option, progress_bar, talk
+from cli.options import emit, json_option, progress_bar, say
 from pipeline.layouts import LAYOUTS
 from pipeline.splits import SPLIT, SPLITS, VAL_FRACTION
 
@@ -95,10 +95,10 @@ def command(root: str, layout: str, output: str, as_json: bool, **options: Any) 
         ingest = build_manifest(root, layout, progress=progress, **options)
     write_manifest(ingest.manifest, output)
     for note in ingest.notes:
-        talk.print(f"note: {note}", markup=False, soft_wrap=True)
+        say(f"note: {note}")
     if ingest.quarantined:
-        talk.print(f"left out, {len(ingest.quarantined)} faults:", markup=False)
-        talk.print("\n".join(fault_lines(ingest.quarantined)), markup=False, soft_wrap=True)
+        say(f"left out, {len(ingest.quarantined)} faults:")
+        say("\n".join(fault_lines(ingest.quarantined)))
     emit(_result(ingest, output), as_json, lambda: _show(ingest.manifest.frame, output))
 
 

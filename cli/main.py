@@ -10,7 +10,19 @@ from pipeline.errors import GmsLmmError
 
 # Workflow order. Each command lives in cli/<module>.py under the command's name, and is imported
 # only when it is asked for: `gms-lmm --help` must not wait for torch.
-COMMANDS = ["datasets", "ingest", "encode", "train", "evaluate", "import-checkpoint"]
+COMMANDS = [
+    "datasets",
+    "phantoms",
+    "ingest",
+    "preview",
+    "encode",
+    "inspect",
+    "train",
+    "import-checkpoint",
+    "evaluate",
+    "bench",
+    "doctor",
+]
 
 
 class WorkflowGroup(click.Group):

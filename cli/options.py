@@ -41,7 +41,10 @@ run_option = click.option(
     help="Run directory, as gms-lmm train writes it.",
 )
 
-talk = Console(stderr=True, highlight=False)
+
+def say(words: str) -> None:
+    """Words for people, on stderr: stdout is data."""
+    click.echo(words, err=True)
 
 
 def emit(result: Mapping[str, Any], as_json: bool, show: Callable[[], None]) -> None:
@@ -70,7 +73,8 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         RateColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=talk, disable=not talk.is_terminal) as bars:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task(what, total=None, unit=unit)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 

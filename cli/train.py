@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.options import device_option, emit, json_option, latents_option, progress_bar, table, talk
+from cli.options import device_option, emit, json_option, latents_option, progress_bar, say, table
 
 
 @click.command("train")
@@ -76,6 +76,9 @@ from cli.options import device_option, emit, json_option, latents_option, progre
     help="Split that chooses the best epoch; test is the GMS authors' protocol and marks the run.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the last whole epoch of --out.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace a run at --out of other settings or another store."
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be done and stop.")
 @click.option(
     "--tensorboard", is_flag=True, help="Also write TensorBoard events into the run directory."
@@ -87,6 +90,7 @@ def command(
     out: Path | None,
     precision: str,
     resume: bool,
+    overwrite: bool,
     dry_run: bool,
     tensorboard: bool,
     device: str,
@@ -113,12 +117,22 @@ def command(
     if dry_run:
         emit({"run": str(out), **plan}, as_json, lambda: table("would train", {"run": out, **plan}))
         return
-    if not as_json:
-        talk.print(f"train {out}: " + ", ".join(f"{key} {value}" for key, value in plan.items()))
+    done = (out / "summary.json").exists()
+    if not as_json and not done:
+        say(f"train {out}: " + ", ".join(f"{key} {value}" for key, value in plan.items()))
     with progress_bar("train", "steps") as progress, _events(out, tensorboard) as log:
         summary = train(
-            store, out, wanted, device=chosen, resume=resume, progress=progress, log=log
+            store,
+            out,
+            wanted,
+            device=chosen,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+            log=log,
         )
+    if done:
+        say(f"{out} is already complete")
     emit(summary, as_json, lambda: table("trained", summary))
 
 
@@ -134,11 +148,18 @@ def _events(run: Path, wanted: bool) -> Iterator[Callable[[Mapping[str, Any]], N
         raise click.UsageError(
             "--tensorboard needs it: pip install 'gms-lmm[tensorboard]'"
         ) from error
-    with SummaryWriter(str(run / "tensorboard")) as writer:
+    writer: SummaryWriter | None = None
 
-        def log(line: Mapping[str, Any]) -> None:
-            for key, value in line.items():
-                if key != "epoch":
-                    writer.add_scalar(key, value, line["epoch"])
+    def log(line: Mapping[str, Any]) -> None:
+        nonlocal writer
+        # At the first line, because a run must be made before anything is put into its folder.
+        writer = writer or SummaryWriter(str(run / "tensorboard"))
+        for key, value in line.items():
+            if key != "epoch":
+                writer.add_scalar(key, value, line["epoch"])
 
+    try:
         yield log
+    finally:
+        if writer:
+            writer.close()

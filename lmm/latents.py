@@ -178,5 +178,5 @@ def _require_finite(
         raise ArtefactError(
             f"{store.url}: {name} of view {view}, samples {block * SHARD_SAMPLES} and on, "
             "holds values that are not finite",
-            f"gms-lmm verify {store.url}",
+            "encode the data set into a new store",
         )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -54,6 +55,7 @@ def train(
     *,
     device: torch.device,
     resume: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
@@ -63,15 +65,16 @@ def train(
     the uninterrupted run ends with (on one machine): the data order and noise of an epoch are a
     pure function of (seed, epoch).
 
-    progress  called with (steps done, steps in all)
-    log       called with each line of log.jsonl
-    returns   the summary: keys as `gms-lmm train --json` prints them
-    raises    UsageError for settings that do not fit; ArtefactError for an unfinished store, or a
+    overwrite  replace a run that has other settings or another store, instead of refusing it
+    progress   called with (steps done, steps in all)
+    log        called with each line of log.jsonl
+    returns    the summary: keys as `gms-lmm train --json` prints them
+    raises     UsageError for settings that do not fit; ArtefactError for an unfinished store, or a
               run that exists and is another's
     """
     settings.check(store)
     store.require_complete()
-    run = _open_or_create(store, out, settings, resume)
+    run = _open_or_create(store, out, settings, resume, overwrite)
     if run.finished:
         return run.summary()
 
@@ -80,8 +83,7 @@ def train(
     decoder = MaskDecoder(load_tokenizer_of(store.tokenizer, device), settings.precision)
     torch.manual_seed(settings.seed)
     model = LatentMappingModel(latents.image_mean.shape[2], settings.width).to(device)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, fused=True)
+    optimiser = make_optimiser(model, settings)
     state = _restore(run, model, optimiser)
     per_epoch = steps_per_epoch(len(latents), settings.batch_size)
 
@@ -121,6 +123,11 @@ def train(
     return _finish(run, model, state, settings)
 
 
+def make_optimiser(model: LatentMappingModel, settings: TrainSettings) -> torch.optim.Optimizer:
+    """AdamW as the GMS authors use it, its update in one fused kernel."""
+    return torch.optim.AdamW(model.parameters(), lr=settings.lr, fused=True)
+
+
 def epoch_batches(latents: Latents, settings: TrainSettings, epoch: int) -> Iterator[Batch]:
     """The batches of one epoch, a pure function of (seed, epoch): each sample once, in any view."""
     # Generator seeds of neighbouring epochs and seeds must not collide.
@@ -152,12 +159,11 @@ def train_step(
     device = batch.z_image.device.type
     bf16 = settings.precision == "bf16"
     with torch.autocast(device, torch.bfloat16, enabled=bf16):
-        z_image = batch.z_image.contiguous(memory_format=torch.channels_last)
-        z_mask_hat = model(z_image)
+        z_mask_hat = model(batch.z_image)
     grey = None
     if settings.loss != "lm":
         levels = torch.cat([z_mask_hat[level] for level in LEVELS])
-        grey = decoder(levels).unflatten(0, (len(LEVELS), len(z_image)))
+        grey = decoder(levels).unflatten(0, (len(LEVELS), len(batch.z_image)))
     loss = training_loss(
         settings.loss, z_mask_hat=z_mask_hat, z_mask=batch.z_mask, grey=grey, mask=batch.mask
     )
@@ -177,8 +183,7 @@ def predict_latents(
     for sample in torch.arange(len(latents), device=latents.device).split(batch_size):
         batch = latents.batch(torch.zeros_like(sample), sample)
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            z_image = batch.z_image.contiguous(memory_format=torch.channels_last)
-            predictions.append(model(z_image)["out"].float())
+            predictions.append(model(batch.z_image)["out"].float())
     model.train()
     return torch.cat(predictions)
 
@@ -193,7 +198,9 @@ def validate(
     return float(scores["dsc"].mean()), float(scores["iou"].mean())
 
 
-def _open_or_create(store: LatentStore, out: Path, settings: TrainSettings, resume: bool) -> Run:
+def _open_or_create(
+    store: LatentStore, out: Path, settings: TrainSettings, resume: bool, overwrite: bool
+) -> Run:
     receipt = store.receipt()
     assert receipt is not None
     description = {
@@ -208,10 +215,13 @@ def _open_or_create(store: LatentStore, out: Path, settings: TrainSettings, resu
     for key in ("settings", "store"):
         theirs, ours = run.description[key], description[key]
         other = [k for k in ours if k != "url" and (theirs or {}).get(k) != ours[k]]
+        if other and overwrite:
+            shutil.rmtree(out)
+            return create_run(out, description)
         if other:
             raise ArtefactError(
                 f"{out} is a run with another {key}: {', '.join(other)} differ",
-                "--out another directory, or give the settings and store it was started with",
+                "--out another directory, or --overwrite to train it anew",
             )
     if not (run.finished or resume):
         raise ArtefactError(f"{out} is a run that was not finished", "--resume, or --out another")

@@ -5,6 +5,7 @@ import polars as pl
 import torch
 
 from pipeline.augment import apply_views
+from pipeline.errors import UsageError
 from pipeline.store import SHARD_SAMPLES
 from pipeline.tokenizer import Tokenizer
 
@@ -42,13 +43,16 @@ class CellEncoder:
             rows = slice(start, start + self.batch_size)
             try:
                 batches.append(self._batch(images_u8[rows], masks[rows], plan[rows], precision))
+                start += self.batch_size
             except RuntimeError as error:
-                if not _is_out_of_memory(error) or self.batch_size == 1:
+                if not _is_out_of_memory(error):
                     raise
+                if self.batch_size == 1:
+                    raise UsageError(
+                        f"one cell at a time is more than the memory of {self.tokenizer.device}",
+                        "a smaller --size, --precision bf16 or --device cpu",
+                    ) from error
                 self.batch_size //= 2
-                torch.cuda.empty_cache()
-                continue
-            start += self.batch_size
         # One transfer an array and shard: the device never waits for the host within a shard.
         cells = {
             name: torch.cat([batch[name] for batch in batches]).cpu().numpy() for name in batches[0]

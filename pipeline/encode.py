@@ -78,7 +78,8 @@ def encode(
     if encoded:
         store.drop_receipt()
         _encode_cells(store, todo, manifest, tokenizer, precision, batch_size, progress)
-    write_receipt(store)
+    # Opened again: the receipt is of what lies on the disk now.
+    write_receipt(open_store(url))
     seconds = time.monotonic() - started
     present = int(wanted.sum())
     return EncodeReport(
@@ -297,13 +298,15 @@ def _write_shard(store: LatentStore, shard: Shard, cells: dict[str, np.ndarray])
     if keys[inside].any():
         keys[inside] = 0
         key_array[shard.view, rows] = keys
-    whole = len(inside) == len(keys)
+    others = np.delete(keys, inside, axis=0)
     for name, values in cells.items():
-        if whole:
-            data = values
+        if others.any():
+            # Never straight from zarr, which gives the fill value for a chunk that was lost.
+            data = store.read_shard(name, shard.view, shard.block)
         else:
-            data = np.array(store.array(name)[shard.view, rows])
-            data[inside] = values
+            fill = store.array(name).fill_value
+            data = np.full((len(keys), *values.shape[1:]), fill, values.dtype)
+        data[inside] = values
         store.array(name)[shard.view, rows] = data
     keys[inside] = store.wanted_keys[shard.view, shard.rows]
     key_array[shard.view, rows] = keys

@@ -8,7 +8,7 @@ import dask
 import numpy as np
 import polars as pl
 
-from pipeline.store import LatentStore
+from pipeline.store import SHARD_SAMPLES, LatentStore
 
 
 def write_receipt(store: LatentStore) -> None:
@@ -54,14 +54,17 @@ def array_digests(store: LatentStore) -> dict[str, str]:
         return [hashlib.sha256(cell.data).digest() for cell in store.read_shard(name, view, block)]
 
     places = np.flatnonzero(store.live)
+    # A shard of samples that have all left the manifest need not be there.
+    blocks = np.unique(places // SHARD_SAMPLES).tolist()
     order = places[np.argsort(store.samples["sample_id"].to_numpy()[places], kind="stable")]
     digests = {}
     for name in (*store.latent_arrays, "mask"):
         total = hashlib.sha256()
         for view in range(store.views):
-            tasks = [dask.delayed(cell_digests)(name, view, b) for b in range(store.blocks())]
-            blocks = dask.compute(*tasks, scheduler="threads")
-            cells = [digest for block in blocks for digest in block]
-            total.update(b"".join(cells[place] for place in order))
+            tasks = [dask.delayed(cell_digests)(name, view, block) for block in blocks]
+            shards = dict(zip(blocks, dask.compute(*tasks, scheduler="threads"), strict=True))
+            total.update(
+                b"".join(shards[place // SHARD_SAMPLES][place % SHARD_SAMPLES] for place in order)
+            )
         digests[name] = total.hexdigest()
     return digests

@@ -29,6 +29,8 @@ SHARD_SAMPLES = 64
 KEY_BYTES = 16
 
 _SOFTWARE = ("gms-lmm", "torch", "diffusers", "kornia", "zarr", "pillow")
+_LATENT_NAMES = ("image_mean", "image_std", "mask_mean")
+_OWN_NAMES = {"zarr.json", "samples.parquet", *_LATENT_NAMES, "mask", "key"}
 _LATENT_CODECS = (Crc32cCodec(),)  # latents do not compress: measured 1.08×
 _MASK_CODECS = (ZstdCodec(level=3), Crc32cCodec())
 
@@ -44,7 +46,7 @@ class LatentStore:
     def __init__(self, url: str, mode: str) -> None:
         self.url = url
         self.fs, self.root = fsspec.core.url_to_fs(url)
-        if not self.fs.exists(f"{self.root}/zarr.json"):
+        if not store_exists(url):
             raise ArtefactError(
                 f"no latent store at {url}", f"gms-lmm encode manifest.parquet {url} --tokenizer …"
             )
@@ -84,13 +86,14 @@ class LatentStore:
 
     @property
     def latent_arrays(self) -> list[str]:
-        names = ["image_mean", "image_std", "mask_mean"]
-        return [name for name in names if name in self.group]
+        return [name for name in _LATENT_NAMES if name in self.group]
 
     def array(self, name: str) -> zarr.Array[Any]:
         array = self.group[name]
         assert isinstance(array, zarr.Array)
-        return array
+        # A shard that happens to equal the fill value must still be a file: a missing file means
+        # missing data. zarr does not keep this setting with the array.
+        return array.with_config({"write_empty_chunks": True})
 
     @cached_property
     def live(self) -> np.ndarray:
@@ -112,8 +115,7 @@ class LatentStore:
 
     def stored_keys(self) -> np.ndarray:
         """The keys as they stand; uint8 [view, sample, 16], all zero where nothing is stored."""
-        keys: np.ndarray = self.array("key")[: self.views, : len(self.samples)]  # type: ignore[assignment]
-        return keys
+        return self._read("key", (slice(self.views), slice(len(self.samples))), "a chunk of key")
 
     def present(self) -> np.ndarray:
         """Which cells hold what the manifest and settings ask for; bool [view, sample]."""
@@ -130,17 +132,22 @@ class LatentStore:
         raises  ArtefactError naming the chunk when it is missing or fails its checksum: zarr
                 would give the fill value for a missing one
         """
-        array = self.array(name)
-        chunk = f"{name}/c/{view}/{block}" + "/0" * (array.ndim - 2)
-        fix = f"gms-lmm verify {self.url}, then gms-lmm encode to make it again"
+        chunk = f"{name}/c/{view}/{block}" + "/0" * (self.array(name).ndim - 2)
         if chunk not in self._files:
-            raise ArtefactError(f"{self.url}: chunk {chunk} is missing", fix)
+            raise ArtefactError(f"{self.url}: chunk {chunk} is missing", self._mend)
         rows = slice(block * SHARD_SAMPLES, min((block + 1) * SHARD_SAMPLES, len(self.samples)))
+        return self._read(name, (view, rows), f"chunk {chunk}")
+
+    def _read(self, name: str, selection: Any, what: str) -> np.ndarray:
         try:
-            data: np.ndarray = array[view, rows]  # type: ignore[assignment]
+            data: np.ndarray = self.array(name)[selection]  # type: ignore[assignment]
         except Exception as error:  # each codec raises a type of its own on damaged bytes
-            raise ArtefactError(f"{self.url}: chunk {chunk} is damaged: {error}", fix) from error
+            raise ArtefactError(f"{self.url}: {what} is damaged: {error}", self._mend) from error
         return data
+
+    @property
+    def _mend(self) -> str:
+        return f"encode the data set into a new store; {self.url} cannot be trusted any more"
 
     def blocks(self) -> int:
         """Shards along the sample axis."""
@@ -205,7 +212,7 @@ def create_store(
     raises  UsageError when something else is at the URL
     """
     fs, root = fsspec.core.url_to_fs(url)
-    if fs.exists(root) and fs.ls(root) and not fs.exists(f"{root}/zarr.json"):
+    if fs.exists(root) and not _may_be_overwritten(fs, root):
         raise UsageError(
             f"{url} exists and is not a latent store", "choose a path that does not exist yet"
         )
@@ -222,9 +229,6 @@ def create_store(
             chunks=(1, SHARD_SAMPLES, *cell),
             dtype=dtype,
             dimension_names=["view", "sample", *dims],
-            # A shard that happens to equal the fill value must still be a file: a missing file
-            # means missing data.
-            config={"write_empty_chunks": True},
             **more,
         )
 
@@ -250,6 +254,18 @@ def create_store(
     software = {name: version(name) for name in _SOFTWARE}
     group.attrs.update({"format_version": FORMAT_VERSION, **attributes, "software": software})
     return open_store(url, "r+")
+
+
+def _may_be_overwritten(fs: Any, root: str) -> bool:
+    """Whether a folder is empty, or holds only what a creation that was cut short has left."""
+    if not fs.isdir(root):
+        return False
+    names = {path.rstrip("/").rpartition("/")[2] for path in fs.ls(root, detail=False)}
+    names = {name for name in names if not name.endswith(".partial")}
+    if "zarr.json" not in names:
+        return not names
+    attributes = json.loads(fs.cat_file(f"{root}/zarr.json")).get("attributes")
+    return not attributes and names <= _OWN_NAMES
 
 
 def cell_keys(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,7 @@ def load_tokenizer(name: str, device: str | torch.device = "cpu") -> Tokenizer:
     diffusers.utils.logging.set_verbosity_error()
     try:
         autoencoder = _from_directory(source) if source.is_dir() else _from_single_file(source)
+        _require_rgb(autoencoder)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
@@ -137,12 +139,20 @@ def _from_single_file(path: Path) -> nn.Module:
     config = json.loads(
         (sibling if sibling.exists() else _SD_VAE_CONFIG / "config.json").read_text()
     )
-    autoencoder = diffusers.AutoencoderKL.from_config(config)
     checkpoint = diffusers.loaders.single_file_utils.load_single_file_checkpoint(str(path))
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f"it holds a {type(checkpoint).__name__} and no named weights")
     weights = diffusers.loaders.single_file_utils.convert_ldm_vae_checkpoint(checkpoint, config)
+    autoencoder = diffusers.AutoencoderKL.from_config(config)
     _require_every_weight(autoencoder.state_dict().keys() - weights.keys())
     autoencoder.load_state_dict(weights, strict=False)
     return autoencoder  # type: ignore[no-any-return]
+
+
+def _require_rgb(autoencoder: Any) -> None:
+    channels = (autoencoder.config.in_channels, autoencoder.config.out_channels)
+    if channels != (3, 3):
+        raise ValueError(f"it has {channels[0]} channels in and {channels[1]} out, images have 3")
 
 
 def _require_every_weight(missing: Any) -> None:

@@ -25,6 +25,11 @@ SUBFOLDERS = ("vae", "vqvae", "movq")
 SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
+_PATTERNS = [
+    f"{folder}{name}"
+    for folder in ("", *(f"{name}/" for name in SUBFOLDERS))
+    for name in ("config.json", _WEIGHTS)
+]
 _CONNECT_TIMEOUT_S = 0.5
 
 
@@ -34,8 +39,8 @@ def locate(tokenizer: str) -> Path:
     tokenizer  `tiny-vae`, `sd-vae`, `taesd`, `taesd3`, a directory in diffusers' format, a
                single-file checkpoint, or a hub id `owner/name`; a hub id is looked up in the hub's
                local cache first and downloaded only when it is not there
-    raises     UsageError for a word that is none of these; ArtefactError when the weights are not
-               to be had, saying where they were looked for and how to get them
+    raises     ArtefactError when it is none of these or its weights are not to be had, saying
+               where they were looked for and how to get them; UsageError for `vq`, a mere kind
     """
     if tokenizer == "tiny-vae":
         return TINY_VAE
@@ -48,14 +53,40 @@ def locate(tokenizer: str) -> Path:
     if tokenizer not in HUB_IDS and path.exists():
         return _from_path(path)
     hub_id = HUB_IDS.get(tokenizer, tokenizer)
-    if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
-        names = ", ".join(["tiny-vae", *HUB_IDS])
-        raise ArtefactError(
-            f"tokenizer {tokenizer!r} is neither a known name ({names}), "
-            "an existing path nor a hub id",
-            "--tokenizer NAME, a directory with config.json, or OWNER/NAME",
-        )
+    if (
+        hub_id.count("/") != 1
+        or hub_id.startswith((".", "/", "~"))
+        or hub_id.endswith(SINGLE_FILE_SUFFIXES)
+    ):
+        raise _nothing_by_that_name(tokenizer)
     return _from_hub(tokenizer, hub_id)
+
+
+def packaged() -> bool:
+    """Whether the weights of `tiny-vae` came with this package."""
+    return _is_model(TINY_VAE)
+
+
+def in_cache(hub_id: str) -> Path | None:
+    """The directory of a hub id in the hub's local cache, or None where it is not there whole.
+
+    raises  ValueError for words that cannot be a hub id
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(hub_id, allow_patterns=_PATTERNS, local_files_only=True)
+        return _from_path(Path(folder))
+    except (LocalEntryNotFoundError, ArtefactError):
+        return None
+
+
+def hub_reachable() -> bool:
+    """Whether a download could begin now; known within half a second."""
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_OFFLINE and _reachable(constants.ENDPOINT)
 
 
 def _from_path(path: Path) -> Path:
@@ -66,7 +97,7 @@ def _from_path(path: Path) -> Path:
         if _is_model(folder):
             return folder
     raise ArtefactError(
-        f"{path} holds no tokenizer: no config.json, neither there nor in its "
+        f"{path} holds no tokenizer: no config.json with {_WEIGHTS}, neither there nor in its "
         f"{', '.join(SUBFOLDERS)} folders",
         f"give a directory with config.json and {_WEIGHTS}, or a single-file checkpoint "
         f"({', '.join(SINGLE_FILE_SUFFIXES)})",
@@ -74,37 +105,46 @@ def _from_path(path: Path) -> Path:
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
+    # Both: an interrupted download leaves the small file without the large one.
+    return (folder / "config.json").is_file() and (folder / _WEIGHTS).is_file()
 
 
 def _from_hub(tokenizer: str, hub_id: str) -> Path:
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    patterns = [
-        f"{folder}{name}"
-        for folder in ("", *(f"{name}/" for name in SUBFOLDERS))
-        for name in ("config.json", _WEIGHTS)
-    ]
     try:
-        return _from_path(
-            Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True))
-        )
-    except (LocalEntryNotFoundError, ArtefactError):
-        pass  # not cached, or cached without the files a tokenizer needs
+        cached = in_cache(hub_id)
+    except ValueError as error:
+        raise _nothing_by_that_name(tokenizer) from error
+    if cached:
+        return cached
+    from huggingface_hub import constants, snapshot_download
+
     get_it = (
         f"on a machine with network run `hf download {hub_id} --local-dir DIR`, "
         f"then --tokenizer DIR; or --tokenizer tiny-vae, which needs no download"
     )
     looked = f"tokenizer {tokenizer!r} ({hub_id}) is not in the cache {constants.HF_HUB_CACHE}"
+    if tokenizer not in HUB_IDS:
+        looked = (
+            f"tokenizer {tokenizer!r} is no path, and not in the cache {constants.HF_HUB_CACHE}"
+        )
     if constants.HF_HUB_OFFLINE:
         raise ArtefactError(f"{looked}, and HF_HUB_OFFLINE forbids a download", get_it)
-    if not _reachable(constants.ENDPOINT):
+    if not hub_reachable():
         raise ArtefactError(f"{looked}, and {constants.ENDPOINT} cannot be reached", get_it)
     try:
-        return _from_path(Path(snapshot_download(hub_id, allow_patterns=patterns)))
-    except (HfHubHTTPError, OSError) as error:
-        raise ArtefactError(f"{looked}, and its download failed: {error}", get_it) from error
+        folder = Path(snapshot_download(hub_id, allow_patterns=_PATTERNS))
+    except Exception as error:  # of whichever HTTP library the hub client is built on
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ArtefactError(f"{looked}, and its download failed: {reason}", get_it) from error
+    return _from_path(folder)
+
+
+def _nothing_by_that_name(tokenizer: str) -> ArtefactError:
+    names = ", ".join(["tiny-vae", *HUB_IDS])
+    return ArtefactError(
+        f"tokenizer {tokenizer!r} is neither a known name ({names}), an existing path nor a hub id",
+        "--tokenizer NAME, a directory with config.json, or OWNER/NAME",
+    )
 
 
 def _reachable(endpoint: str) -> bool:

@@ -1,9 +1,19 @@
-"""Where the real data sets, weights and reference vectors are found, and how a test says it has none."""
+"""Where tests find the real data sets, weights and vectors, and a small store of their own."""
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import small
+
+from pipeline.encode import encode
+from pipeline.manifest import build_manifest
+from pipeline.tokenizer import load_tokenizer
 
 ASSETS = Path(os.environ.get("GMS_LMM_ASSETS", Path(__file__).parents[2] / "shared"))
 
@@ -12,5 +22,32 @@ ASSETS = Path(os.environ.get("GMS_LMM_ASSETS", Path(__file__).parents[2] / "shar
 def assets() -> Path:
     """The folder with data/, splits/, weights/ and vectors/; skips where it is absent."""
     if not ASSETS.is_dir():
-        pytest.skip(f"no assets at {ASSETS}: set GMS_LMM_ASSETS to a folder with data/, weights/, vectors/")
+        pytest.skip(
+            f"no assets at {ASSETS}: set GMS_LMM_ASSETS to a folder with data/, weights/, vectors/"
+        )
     return ASSETS
+
+
+@pytest.fixture(scope="session")
+def kl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small AutoencoderKL with random weights, in diffusers' format."""
+    folder = tmp_path_factory.mktemp("weights") / "kl"
+    small.small_kl().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_store(tmp_path_factory: pytest.TempPathFactory, kl_folder: Path) -> str:
+    """Six samples in train, val and test, three views, with a posterior; never written to."""
+    folder = tmp_path_factory.mktemp("store")
+    root = small.write_busi(folder / "raw")
+    manifest = build_manifest(root, "busi", split=(0.7, 0.3), val_fraction=0.25).manifest
+    url = str(folder / "small.zarr")
+    encode(manifest, url, load_tokenizer(str(kl_folder)), views=3, size=small.SIZE_PX)
+    return url
+
+
+@pytest.fixture
+def store_copy(small_store: str, tmp_path: Path) -> Path:
+    """A copy of the small store, to be damaged."""
+    return Path(shutil.copytree(small_store, tmp_path / "copy.zarr"))

@@ -16,10 +16,10 @@ rule encode_store:
     benchmark:
         "results/{dataset}/benchmarks/encode.tsv"
     conda:
-        "gms-lmm"
+        environment
     threads: 8
     params:
-        store=store_of_receipt,
+        store=store_folder,
         options=flags(config["encode"]),
     shell:
         "gms-lmm encode {input.manifest:q} {params.store:q} {params.options:q}"

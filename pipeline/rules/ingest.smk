@@ -14,7 +14,7 @@ rule ingest:
     benchmark:
         "results/{dataset}/benchmarks/ingest.tsv"
     conda:
-        "gms-lmm"
+        environment
     threads: 4
     params:
         root=raw_root,

@@ -11,7 +11,7 @@ checkpoint phantoms:
     benchmark:
         "results/{dataset}/benchmarks/phantoms.tsv"
     conda:
-        "gms-lmm"
+        environment
     threads: 1
     params:
         options=phantom_options,

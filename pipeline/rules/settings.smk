@@ -50,6 +50,16 @@ def ingest_options(wildcards):
     return flags(settings, without=("root", "phantoms"))
 
 
-def run_folder(wildcards, output):
-    """The run that a summary belongs to."""
-    return os.path.dirname(output.summary)
+def store_folder(wildcards):
+    """The store of a data set."""
+    return f"results/{wildcards.dataset}/latents.zarr"
+
+
+def run_folder(wildcards):
+    """The run of a loss and a seed on a data set."""
+    return f"results/{wildcards.dataset}/runs/{wildcards.loss}-s{wildcards.seed}"
+
+
+def environment(wildcards):
+    """The conda environment that has gms-lmm, or None where it is beside Snakemake."""
+    return config["conda"]

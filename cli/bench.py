@@ -1,0 +1,110 @@
+"""gms-lmm bench: how fast this machine encodes and trains, as ratios within one run."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.options import device_option, emit, json_option, latents_option, table
+
+
+@click.group("bench")
+def command() -> None:
+    """Measure speed as ratios to the bare compute, in one run.
+
+    \b
+    Example:
+      gms-lmm bench encode manifest.parquet --tokenizer taesd
+    """
+
+
+@command.command("encode")
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.option("--tokenizer", required=True, help="As for gms-lmm encode.")
+@click.option(
+    "--samples", type=click.IntRange(1), default=16, show_default=True, help="Samples a round."
+)
+@click.option(
+    "--views", type=click.IntRange(1), default=4, show_default=True, help="Views of each sample."
+)
+@click.option(
+    "--size", type=click.IntRange(8), default=224, show_default=True, help="Side of image, px."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Arithmetic of the tokenizer.",
+)
+@device_option
+@json_option
+def bench_encode_command(
+    manifest: Path, tokenizer: str, device: str, as_json: bool, **settings: Any
+) -> None:
+    """Compare the whole of encode with the bare tokenizer on ready tensors.
+
+    \b
+    Example:
+      gms-lmm bench encode manifest.parquet --tokenizer taesd --samples 16
+    """
+    from lmm.bench import bench_encode
+    from pipeline.device import choose_device
+    from pipeline.manifest import read_manifest
+    from pipeline.tokenizer import load_tokenizer
+
+    samples = read_manifest(manifest)
+    result = bench_encode(samples, load_tokenizer(tokenizer, choose_device(device)), **settings)
+    emit(result, as_json, lambda: table("bench encode, cells per second", result))
+
+
+@command.command("train")
+@latents_option
+@click.option(
+    "--loss",
+    type=click.Choice(["lm", "seg", "compound"]),
+    default="lm",
+    show_default=True,
+    help="Latent loss, Dice loss through the decoder, or their sum.",
+)
+@click.option(
+    "--steps", type=click.IntRange(1), default=20, show_default=True, help="Steps a round."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Samples a step."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="Arithmetic; auto is bf16 where the hardware computes in it.",
+)
+@device_option
+@json_option
+def bench_train_command(
+    latents: str,
+    loss: str,
+    steps: int,
+    batch_size: int,
+    precision: str,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Compare the training loop with its bare compute and with training without a store.
+
+    \b
+    Example:
+      gms-lmm bench train --latents busi.zarr --loss lm
+    """
+    from lmm.bench import bench_train
+    from lmm.settings import TrainSettings
+    from pipeline.device import choose_device, choose_precision
+    from pipeline.store import open_store
+
+    chosen = choose_device(device)
+    settings = TrainSettings(
+        loss=loss, batch_size=batch_size, precision=choose_precision(precision, chosen)
+    )
+    result = bench_train(open_store(latents), settings, chosen, steps=steps)
+    emit(result, as_json, lambda: table("bench train, steps per second", result))

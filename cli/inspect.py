@@ -1,0 +1,68 @@
+"""gms-lmm inspect: a latent store in, what it holds out."""
+
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from cli.options import emit, json_option
+
+
+@click.command("inspect")
+@click.argument("store")
+@json_option
+def command(store: str, as_json: bool) -> None:
+    """Show what a latent store holds, finished or not.
+
+    STORE is a path or any fsspec URL. Nothing is decoded; gms-lmm verify checks every byte.
+
+    \b
+    Example:
+      gms-lmm inspect busi.zarr
+    """
+    from pipeline.inspect import describe_store
+    from pipeline.store import open_store
+
+    facts = describe_store(open_store(store))
+    emit(facts, as_json, lambda: _show(facts))
+
+
+def _show(facts: dict[str, Any]) -> None:
+    tokenizer = facts["tokenizer"]
+    state = "complete" if facts["complete"] else "unfinished: run gms-lmm encode again"
+    splits = " · ".join(f"{split} {count}" for split, count in facts["by_split"].items())
+    departed = f"; {facts['departed']} have left the manifest" if facts["departed"] else ""
+    rows = {
+        "state": f"{state} ({facts['present']} of {facts['cells']} cells)",
+        "samples": f"{facts['samples']} ({splits}){departed}",
+        "views": f"{facts['views']} a sample, seed {facts['seed']}",
+        "latent": f"{_shape(facts['latent_shape'])} from {facts['size_px']} px, "
+        f"encoded in {facts['precision']}",
+        "tokenizer": f"{tokenizer['name']} ({tokenizer['kind']}), "
+        f"scaling factor {tokenizer['scaling_factor']}",
+        "digest": tokenizer["digest"],
+        "on disk": f"{_mb(facts['bytes'])}, {_mb(facts['bytes_per_view'])} a view",
+    }
+    width = max(map(len, rows))
+    click.secho(facts["store"], bold=True)
+    for key, words in rows.items():
+        click.echo(f"  {key:{width}}  {words}")
+    Console(highlight=False).print(_arrays(facts["arrays"]))
+
+
+def _arrays(arrays: dict[str, dict[str, Any]]) -> Table:
+    table = Table("array", "shape", "dtype", "chunk")
+    table.add_column("on disk", justify="right")
+    for name, array in arrays.items():
+        shape, chunk = _shape(array["shape"]), _shape(array["chunk"])
+        table.add_row(name, shape, array["dtype"], chunk, _mb(array["bytes"]))
+    return table
+
+
+def _shape(sides: list[int]) -> str:
+    return " × ".join(map(str, sides))
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 10_000 else f"{count} bytes"

@@ -1,0 +1,158 @@
+"""The command line as a whole: help, one JSON object, exit codes, nothing on the wrong stream."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from cli.main import COMMANDS, main
+
+HELP_COMMANDS = [[name] for name in COMMANDS if name != "bench"]
+HELP_COMMANDS += [["bench", "encode"], ["bench", "train"]]
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(main, list(words))
+
+
+def run_json(*words: str) -> dict[str, Any]:
+    result = run(*words, "--json")
+    assert result.exit_code == 0, result.output
+    answer: dict[str, Any] = json.loads(result.stdout)
+    return answer
+
+
+@pytest.mark.parametrize("words", HELP_COMMANDS, ids=" ".join)
+def test_help_shows_one_sentence_and_an_example_that_names_the_command(words: list[str]) -> None:
+    result = run(*words, "--help")
+    assert result.exit_code == 0
+    assert f"gms-lmm {' '.join(words)}" in result.output.partition("Example:")[2]
+
+
+@pytest.mark.parametrize("words", HELP_COMMANDS, ids=" ".join)
+def test_every_option_is_explained(words: list[str]) -> None:
+    command: click.Command = main
+    for word in words:
+        assert isinstance(command, click.Group)
+        found = command.get_command(click.Context(command), word)
+        assert found is not None
+        command = found
+    unexplained = [p.name for p in command.params if isinstance(p, click.Option) and not p.help]
+    assert unexplained == []
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from cli.main import main; main(['encode', '--help'], standalone_mode=False)"
+    )
+    code += "; sys.exit('torch' in sys.modules or 'polars' in sys.modules)"
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+
+
+def test_train_evaluate_and_dry_run_speak_json(small_store: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    words = ["train", "--latents", small_store, "--out", out, "--loss", "lm", "--epochs", "2"]
+    words += ["--width", "16", "--batch-size", "1", "--precision", "fp32"]
+    plan = run_json(*words, "--dry-run")
+    assert plan["steps"] == 2 * plan["samples"]
+    assert not Path(out).exists()
+    trained = run_json(*words)
+    fixed = [
+        "run",
+        "parameters",
+        "epochs",
+        "steps",
+        "best_epoch",
+        "val_dsc",
+        "seconds",
+        "decoder_calls",
+    ]
+    assert set(fixed) <= trained.keys()
+    assert trained["steps"] == plan["steps"]
+    assert trained["parameters"] == plan["parameters"]
+    assert run_json(*words) == trained
+    scores = run_json(
+        "evaluate", "--run", out, "--latents", small_store, "--masks", str(tmp_path / "masks")
+    )
+    fixed = ["split", "n", "dsc", "iou", "hd95", "dsc_ci95", "missed"]
+    assert set(fixed) <= scores.keys()
+    assert len(list((tmp_path / "masks").glob("*.png"))) == scores["n"]
+
+
+def test_json_is_all_there_is_on_stdout_and_talk_goes_to_stderr(
+    small_store: str, tmp_path: Path
+) -> None:
+    words = ["train", "--latents", small_store, "--out", str(tmp_path / "run"), "--loss", "lm"]
+    words += ["--epochs", "1", "--width", "16", "--precision", "fp32", "--json"]
+    first = run(*words)
+    assert len(first.stdout.splitlines()) == 1
+    assert first.stderr == ""
+    second = run(*words)
+    assert second.stdout == first.stdout
+    assert "already complete" in second.stderr
+
+
+def test_tables_for_people_show_per_cent(small_store: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    words = ["train", "--latents", small_store, "--out", out, "--loss", "lm", "--epochs", "1"]
+    trained = run(*words, "--width", "16", "--tensorboard")
+    assert trained.exit_code == 0, trained.output
+    assert "1 / 1" in trained.stdout or "epochs" in trained.stdout
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+    shown = run("evaluate", "--run", out, "--latents", small_store)
+    assert "DSC %" in shown.stdout
+
+
+def test_bench_encode_and_train_give_ratios(
+    small_store: str, kl_folder: Path, tmp_path: Path
+) -> None:
+    import small
+
+    from pipeline.manifest import write_manifest
+
+    write_manifest(small.ingest(small.write_busi(tmp_path / "raw")), tmp_path / "m.parquet")
+    words = ["bench", "encode", str(tmp_path / "m.parquet"), "--tokenizer", str(kl_folder)]
+    encode = run_json(*words, "--samples", "2", "--views", "2", "--size", "64")
+    rate, bare = encode["samples_per_s"], encode["tokenizer_samples_per_s"]
+    assert encode["efficiency"] == pytest.approx(rate / bare)
+    assert encode["cells"] == 4
+    words = ["bench", "train", "--latents", small_store, "--loss", "compound"]
+    train = run_json(*words, "--steps", "2", "--batch-size", "2", "--precision", "fp32")
+    steps = train["steps_per_s"]
+    assert train["efficiency"] == pytest.approx(steps / train["compute_steps_per_s"])
+    assert train["speedup"] == pytest.approx(steps / train["online_steps_per_s"])
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "says"),
+    [
+        (["train", "--latents", "nowhere.zarr"], 4, "no latent store at nowhere.zarr"),
+        (["evaluate", "--run", "nowhere", "--latents", "STORE"], 4, "no run at nowhere"),
+        (["train", "--latents", "STORE", "--width", "20"], 2, "multiple of 16"),
+        (["train", "--latents", "STORE", "--loss", "dice"], 2, "Invalid value for '--loss'"),
+        (["train", "--latents", "STORE", "--device", "warp"], 2, "warp"),
+        (["import-checkpoint", "nowhere.pth", "--out", "x"], 3, "nowhere.pth does not exist"),
+        (["no-such-command"], 2, "No such command"),
+    ],
+)
+def test_a_mistake_has_its_exit_code_and_no_traceback(
+    words: list[str], exit_code: int, says: str, small_store: str
+) -> None:
+    result = run(*[small_store if word == "STORE" else word for word in words])
+    assert result.exit_code == exit_code, result.output
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    if exit_code != 2 or "error:" in result.stderr:
+        assert "fix:" in result.stderr

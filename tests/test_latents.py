@@ -1,0 +1,112 @@
+"""A split in memory: what is read, scaled, packed and refused."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import zarr
+
+from lmm.latents import load_latents, model_latent, raw_latent
+from pipeline.errors import ArtefactError, UsageError
+from pipeline.store import open_store
+
+
+def test_a_latent_is_scaled_by_hand_computed_numbers() -> None:
+    latent = torch.tensor([2.0, -4.0, 0.5], dtype=torch.float16)
+    assert model_latent(latent, 0.5).tolist() == [1.0, -2.0, 0.25]
+    assert model_latent(latent, 0.5, shift_factor=1.0).tolist() == [0.5, -2.5, -0.25]
+
+
+def test_decoding_undoes_the_scaling() -> None:
+    latent = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    z = model_latent(latent, 0.18215, 0.06)
+    torch.testing.assert_close(raw_latent(z, 0.18215, 0.06), latent)
+
+
+def test_what_is_read_equals_plain_zarr_and_polars(small_store: str) -> None:
+    store = open_store(small_store)
+    rows = pl.read_parquet(Path(small_store) / "samples.parquet")
+    places = [i for i, split in enumerate(rows["split"]) if split == "train"]
+    plain = zarr.open_group(small_store, mode="r")
+    latents = load_latents(store, "train")
+    assert latents.sample_ids == [rows["sample_id"][i] for i in places]
+    for name in ("image_mean", "image_std", "mask_mean"):
+        np.testing.assert_array_equal(getattr(latents, name).numpy(), plain[name][:][:, places])
+    assert latents.mask_bits is not None
+    np.testing.assert_array_equal(
+        latents.unpack(latents.mask_bits).numpy(), plain["mask"][:][:, places]
+    )
+
+
+def test_a_batch_pairs_each_image_with_its_own_mask_and_view(small_store: str) -> None:
+    latents = load_latents(open_store(small_store), "train")
+    view, sample = torch.tensor([2, 0, 1]), torch.tensor([1, 0, 1])
+    batch = latents.batch(view, sample)
+    assert latents.mask_bits is not None
+    assert batch.mask is not None
+    for i, (v, n) in enumerate(zip(view.tolist(), sample.tolist(), strict=True)):
+        scale = latents.scaling_factor
+        torch.testing.assert_close(batch.z_image[i], latents.image_mean[v, n].float() * scale)
+        torch.testing.assert_close(batch.z_mask[i], latents.mask_mean[v, n].float() * scale)
+        assert torch.equal(batch.mask[i], latents.unpack(latents.mask_bits[v, n]))
+
+
+def test_posterior_modes_follow_their_formulas(small_store: str) -> None:
+    latents = load_latents(open_store(small_store), "train")
+    assert latents.image_std is not None
+    view, sample = torch.tensor([1]), torch.tensor([0])
+    noise = torch.full((1, *latents.image_mean.shape[2:]), 2.0)
+    mean = latents.image_mean[1, 0].float()
+    std = latents.image_std[1, 0].float()
+    s = latents.scaling_factor
+    expected = {"mean": s * mean, "sample": s * (mean + 2 * std), "gms": s * mean + 2 * std}
+    for posterior, z_image in expected.items():
+        batch = latents.batch(view, sample, posterior, noise)
+        torch.testing.assert_close(batch.z_image[0], z_image)
+
+
+def test_masks_of_a_width_that_is_no_multiple_of_eight_survive_packing(small_store: str) -> None:
+    latents = load_latents(open_store(small_store), "train")
+    rng = np.random.default_rng(0)
+    mask = rng.random((3, 5, latents.size)) > 0.5
+    packed = torch.from_numpy(np.packbits(mask, axis=-1))
+    np.testing.assert_array_equal(latents.unpack(packed).numpy(), mask)
+
+
+def test_fewer_views_are_the_first_ones(small_store: str) -> None:
+    store = open_store(small_store)
+    every, one = load_latents(store, "test"), load_latents(store, "test", views=1)
+    assert one.views == 1
+    assert torch.equal(one.image_mean[0], every.image_mean[0])
+
+
+def test_without_masks_none_are_held(small_store: str) -> None:
+    assert load_latents(open_store(small_store), "train", masks=False).mask_bits is None
+
+
+def test_a_split_without_samples_is_named_with_those_that_have_some(small_store: str) -> None:
+    with pytest.raises(UsageError, match=r"'validation', only in test, train, val"):
+        load_latents(open_store(small_store), "validation")
+
+
+def test_an_unfinished_store_is_refused(store_copy: Path) -> None:
+    (store_copy / "receipt.json").unlink()
+    with pytest.raises(ArtefactError, match="not finished"):
+        load_latents(open_store(str(store_copy)), "train")
+
+
+def test_a_missing_chunk_is_an_error_that_names_it(store_copy: Path) -> None:
+    (store_copy / "mask_mean/c/1/0/0/0/0").unlink()
+    with pytest.raises(ArtefactError, match="mask_mean/c/1/0/0/0/0 is missing"):
+        load_latents(open_store(str(store_copy)), "train")
+
+
+def test_a_flipped_bit_is_an_error_that_names_its_chunk(store_copy: Path) -> None:
+    chunk = store_copy / "image_mean/c/2/0/0/0/0"
+    content = bytearray(chunk.read_bytes())
+    content[100] ^= 1
+    chunk.write_bytes(bytes(content))
+    with pytest.raises(ArtefactError, match="image_mean/c/2/0/0/0/0 is damaged"):
+        load_latents(open_store(str(store_copy)), "train")

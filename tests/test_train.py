@@ -1,0 +1,276 @@
+"""Training: what a step computes, what an epoch reads, what a killed run resumes to."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lmm.checkpoint import open_run, read_checkpoint
+from lmm.decoder import MaskDecoder
+from lmm.latents import load_latents
+from lmm.model import LatentMappingModel
+from lmm.settings import TrainSettings, describe, learning_rate
+from lmm.train import epoch_batches, make_optimiser, train, train_step
+from pipeline.errors import ArtefactError, UsageError
+from pipeline.store import open_store
+from pipeline.tokenizer import load_tokenizer
+
+CPU = torch.device("cpu")
+QUICK = TrainSettings(loss="lm", epochs=4, batch_size=1, width=16, val_every=2)
+
+
+def weights(run: Path, which: str = "last") -> dict[str, torch.Tensor]:
+    return read_checkpoint(run / f"{which}.safetensors")[0]
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.fixture(scope="module")
+def finished(small_store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    train(open_store(small_store), run, QUICK, device=CPU)
+    return run
+
+
+def test_a_run_holds_its_settings_log_weights_and_summary(finished: Path) -> None:
+    run = open_run(finished)
+    assert run.description["settings"]["loss"] == "lm"
+    log = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log] == [1, 2, 3, 4]
+    assert [line["epoch"] for line in log if "val_dsc" in line] == [2, 4]
+    summary = run.summary()
+    assert summary["epochs"] == 4
+    assert summary["best_epoch"] in (2, 4)
+    scores = {line["epoch"]: line["val_dsc"] for line in log if "val_dsc" in line}
+    assert summary["val_dsc"] == max(scores.values()) == scores[summary["best_epoch"]]
+
+
+def test_the_latent_loss_never_calls_the_decoder_in_training(finished: Path) -> None:
+    assert open_run(finished).summary()["decoder_calls"] == 0
+
+
+def test_the_loss_goes_down(finished: Path) -> None:
+    losses = [json.loads(x)["loss_lm"] for x in (finished / "log.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    finished: Path, small_store: str, tmp_path: Path
+) -> None:
+    store = open_store(small_store)
+    train(store, tmp_path / "same", QUICK, device=CPU)
+    train(store, tmp_path / "other", replace(QUICK, seed=1), device=CPU)
+    assert_same(weights(finished), weights(tmp_path / "same"))
+    name = "model.conv0_4.resblock.conv1.2.weight"
+    assert not torch.equal(weights(finished)[name], weights(tmp_path / "other")[name])
+
+
+class InterruptedByTestError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("steps", [1, 4, 6, 11])
+def test_a_run_stopped_at_any_step_resumes_to_the_uninterrupted_weights(
+    steps: int, finished: Path, small_store: str, tmp_path: Path
+) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == steps:
+            raise InterruptedByTestError
+
+    store = open_store(small_store)
+    with pytest.raises(InterruptedByTestError):
+        train(store, tmp_path / "run", QUICK, device=CPU, progress=stop)
+    train(store, tmp_path / "run", QUICK, device=CPU, resume=True)
+    for which in ("last", "best"):
+        assert_same(weights(finished, which), weights(tmp_path / "run", which))
+    untimed = [
+        [
+            {k: v for k, v in json.loads(line).items() if k not in ("seconds", "steps_per_s")}
+            for line in (run / "log.jsonl").read_text().splitlines()
+        ]
+        for run in (finished, tmp_path / "run")
+    ]
+    assert untimed[0] == untimed[1]
+
+
+def test_a_killed_process_resumes_to_the_uninterrupted_weights(
+    finished: Path, small_store: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", "from cli.main import main; main()", "train"]
+    command += ["--latents", small_store, "--out", str(run), "--loss", "lm", "--epochs", "4"]
+    command += ["--batch-size", "1", "--width", "16", "--val-every", "2", "--precision", "fp32"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": os.getcwd()}
+    )
+    while not (run / "last.safetensors").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    train(open_store(small_store), run, QUICK, device=CPU, resume=True)
+    assert_same(weights(finished), weights(run))
+
+
+def test_a_finished_run_is_not_trained_again(finished: Path, small_store: str) -> None:
+    before = (finished / "last.safetensors").stat().st_mtime_ns
+    summary = train(open_store(small_store), finished, QUICK, device=CPU)
+    assert summary == open_run(finished).summary()
+    assert (finished / "last.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_run_with_other_settings_is_refused_by_the_setting_that_differs(
+    finished: Path, small_store: str
+) -> None:
+    with pytest.raises(ArtefactError, match="another settings: lr differ"):
+        train(open_store(small_store), finished, replace(QUICK, lr=1e-3), device=CPU)
+
+
+def test_overwrite_replaces_a_run_of_other_settings_and_resumes_one_of_the_same(
+    small_store: str, tmp_path: Path
+) -> None:
+    store, run = open_store(small_store), tmp_path / "run"
+    train(store, run, replace(QUICK, epochs=1), device=CPU)
+    (run / "note.txt").write_text("kept")
+    train(store, run, replace(QUICK, epochs=1), device=CPU, resume=True, overwrite=True)
+    assert (run / "note.txt").exists()
+    train(store, run, replace(QUICK, epochs=2), device=CPU, resume=True, overwrite=True)
+    assert not (run / "note.txt").exists()
+    assert open_run(run).summary()["epochs"] == 2
+
+
+def test_a_run_on_another_store_is_refused(finished: Path, store_copy: Path) -> None:
+    receipt = json.loads((store_copy / "receipt.json").read_text())
+    receipt["arrays"]["mask"] = "0" * 64
+    (store_copy / "receipt.json").write_text(json.dumps(receipt))
+    with pytest.raises(ArtefactError, match="another store: receipt differ"):
+        train(open_store(str(store_copy)), finished, QUICK, device=CPU)
+
+
+def test_an_unfinished_run_asks_for_resume(small_store: str, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise InterruptedByTestError
+
+    store = open_store(small_store)
+    with pytest.raises(InterruptedByTestError):
+        train(store, tmp_path / "run", QUICK, device=CPU, progress=stop)
+    with pytest.raises(ArtefactError, match="--resume"):
+        train(store, tmp_path / "run", QUICK, device=CPU)
+
+
+def test_each_sample_is_seen_once_an_epoch_and_epochs_differ(small_store: str) -> None:
+    latents = load_latents(open_store(small_store), "train")
+    # A latent tells whose it is; two views of one sample may be drawn alike.
+    cells = {
+        tuple(latents.image_mean[v, n].flatten().tolist()): n
+        for v in range(latents.views)
+        for n in range(len(latents))
+    }
+    s = latents.scaling_factor
+    seen = []
+    for epoch in (1, 2, 3):
+        settings = QUICK
+        rows = [batch.z_image[0] / s for batch in epoch_batches(latents, settings, epoch)]
+        keys = [tuple(row.half().flatten().tolist()) for row in rows]
+        assert sorted(cells[key] for key in keys) == list(range(len(latents)))
+        seen.append(keys)
+    assert seen[0] != seen[1] != seen[2]
+
+
+def step_once(store: str, kl_folder: Path, loss: str) -> tuple[Any, MaskDecoder]:
+    latents = load_latents(open_store(store), "train")
+    settings = replace(QUICK, loss=loss)
+    torch.manual_seed(0)
+    model = LatentMappingModel(4, 16)
+    decoder = MaskDecoder(load_tokenizer(str(kl_folder)))
+    batch = next(epoch_batches(latents, settings, 1))
+    parts = train_step(model, make_optimiser(model, settings), batch, decoder, settings)
+    return (parts, model, batch), decoder
+
+
+def test_the_compound_loss_decodes_once_a_step_and_adds_its_parts(
+    small_store: str, kl_folder: Path
+) -> None:
+    (parts, _, _), decoder = step_once(small_store, kl_folder, "compound")
+    assert decoder.calls == 1
+    torch.testing.assert_close(parts["total"], parts["lm"] + parts["seg"])
+
+
+def test_the_dice_loss_reaches_the_lmm_through_a_decoder_that_stays_frozen(
+    small_store: str, kl_folder: Path
+) -> None:
+    (_, model, _), decoder = step_once(small_store, kl_folder, "seg")
+    gradient = model.convds0[2].weight.grad
+    assert gradient is not None
+    assert float(gradient.abs().sum()) > 0
+    for parameter in decoder.tokenizer.autoencoder.parameters():
+        assert parameter.grad is None
+    fresh = load_tokenizer(str(kl_folder))
+    after = decoder.tokenizer.autoencoder.state_dict()
+    assert_same(dict(fresh.autoencoder.state_dict()), dict(after))
+
+
+def test_the_learning_rate_warms_up_and_then_follows_a_cosine_to_zero() -> None:
+    settings = TrainSettings(epochs=105, lr=2.0)
+    rates = [learning_rate(epoch, settings) for epoch in range(1, 106)]
+    assert rates[:5] == pytest.approx([2 / 6, 4 / 6, 1, 8 / 6, 10 / 6])
+    assert rates[5] == pytest.approx(2.0)
+    assert rates[55] == pytest.approx(1.0)  # half way down
+    assert rates[104] == pytest.approx(1 + math.cos(math.pi * 0.99))
+
+
+def test_a_dry_run_counts_parameters_steps_and_bytes_by_hand(small_store: str) -> None:
+    store = open_store(small_store)
+    samples = store.samples["split"].to_list().count("train")
+    plan = describe(store, replace(QUICK, width=32))
+    assert plan["parameters"] == 1_564_976
+    assert plan["steps"] == 4 * samples
+    # three views; mean and std of the image, mean of the mask; float16 (4, 8, 8)
+    assert plan["bytes_in_memory"] == samples * 3 * 3 * (4 * 8 * 8) * 2
+
+
+def test_a_posterior_that_the_tokenizer_does_not_have_is_refused(small_store: str) -> None:
+    store = open_store(small_store)
+    store.attributes["tokenizer"]["deterministic"] = True
+    with pytest.raises(UsageError, match="deterministic"):
+        describe(store, replace(QUICK, posterior="gms"))
+
+
+@pytest.mark.parametrize("posterior", ["sample", "gms"])
+def test_noise_changes_training_and_stays_reproducible(
+    posterior: str, small_store: str, tmp_path: Path
+) -> None:
+    settings = replace(QUICK, posterior=posterior, epochs=2)
+    store = open_store(small_store)
+    train(store, tmp_path / "a", settings, device=CPU)
+    train(store, tmp_path / "b", settings, device=CPU)
+    train(store, tmp_path / "mean", replace(settings, posterior="mean"), device=CPU)
+    assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    name = "model.input_blocks.weight"
+    assert not torch.equal(weights(tmp_path / "a")[name], weights(tmp_path / "mean")[name])
+
+
+def test_gms_noise_comes_on_about_half_of_the_batches(small_store: str) -> None:
+    latents = load_latents(open_store(small_store), "train")
+    noisy = replace(QUICK, posterior="gms")
+    clean = replace(noisy, posterior="mean")
+    differs = [
+        not torch.equal(a.z_image, b.z_image)
+        for epoch in range(1, 101)
+        for a, b in zip(
+            epoch_batches(latents, noisy, epoch), epoch_batches(latents, clean, epoch), strict=True
+        )
+    ]
+    assert 0.4 < sum(differs) / len(differs) < 0.6

@@ -43,7 +43,8 @@ class Progressed:
     epoch: int = 0
     steps: int = 0
     seconds: float = 0.0
-    decoder_calls: int = 0
+    decoder_calls: int = 0  # in training steps
+    val_decoder_calls: int = 0
     best_epoch: int = 0
     best_dsc: float = -1.0
 
@@ -88,27 +89,21 @@ def train(
     per_epoch = steps_per_epoch(len(latents), settings.batch_size)
 
     for epoch in range(state.epoch + 1, settings.epochs + 1):
-        started, calls = time.monotonic(), decoder.calls
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(epoch, settings)
-        losses: list[dict[str, torch.Tensor]] = []
-        for batch in epoch_batches(latents, settings, epoch):
-            losses.append(train_step(model, optimiser, batch, decoder, settings))
-            if progress:
-                progress(state.steps + len(losses), settings.epochs * per_epoch)
-        line: dict[str, Any] = {"epoch": epoch, "lr": learning_rate(epoch, settings)}
-        # The one host–device synchronisation of an epoch.
-        for part in losses[0]:
-            line[f"loss_{part}"] = torch.stack([loss[part] for loss in losses]).mean().item()
-        _require_finite(line, run)
-        train_seconds = time.monotonic() - started
-        line["steps_per_s"] = len(losses) / train_seconds
-        line["decoder_calls"] = decoder.calls - calls
-        state.epoch, state.steps = epoch, state.steps + len(losses)
-        state.decoder_calls += decoder.calls - calls
+        started = time.monotonic()
+        done = state.steps
 
+        def report(steps: int, done: int = done) -> None:
+            if progress:
+                progress(done + steps, settings.epochs * per_epoch)
+
+        line = _train_epoch(model, optimiser, latents, decoder, settings, epoch, report)
+        _require_finite(line, run)
+        state.epoch, state.steps = epoch, done + per_epoch
+        state.decoder_calls += line["decoder_calls"]
         if epoch % settings.val_every == 0 or epoch == settings.epochs:
+            calls = decoder.calls
             dsc, iou = validate(model, selection, decoder, settings)
+            state.val_decoder_calls += decoder.calls - calls
             line |= {f"{settings.select_on}_dsc": dsc, f"{settings.select_on}_iou": iou}
             if dsc > state.best_dsc:
                 state.best_dsc, state.best_epoch = dsc, epoch
@@ -121,6 +116,32 @@ def train(
             log(line)
         _write_last(run, model, optimiser, state)
     return _finish(run, model, state, settings)
+
+
+def _train_epoch(
+    model: LatentMappingModel,
+    optimiser: torch.optim.Optimizer,
+    latents: Latents,
+    decoder: MaskDecoder,
+    settings: TrainSettings,
+    epoch: int,
+    report: Callable[[int], None],
+) -> dict[str, Any]:
+    """Every step of one epoch; the epoch's line of the log."""
+    started, calls = time.monotonic(), decoder.calls
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate(epoch, settings)
+    losses: list[dict[str, torch.Tensor]] = []
+    for batch in epoch_batches(latents, settings, epoch):
+        losses.append(train_step(model, optimiser, batch, decoder, settings))
+        report(len(losses))
+    line: dict[str, Any] = {"epoch": epoch, "lr": learning_rate(epoch, settings)}
+    # The one host–device synchronisation of an epoch.
+    for part in losses[0]:
+        line[f"loss_{part}"] = torch.stack([loss[part] for loss in losses]).mean().item()
+    line["steps_per_s"] = len(losses) / (time.monotonic() - started)
+    line["decoder_calls"] = decoder.calls - calls
+    return line
 
 
 def make_optimiser(model: LatentMappingModel, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -285,6 +306,7 @@ def _finish(
         "select_dsc": state.best_dsc,
         "seconds": state.seconds,
         "decoder_calls": state.decoder_calls,
+        "val_decoder_calls": state.val_decoder_calls,
     }
     write_json(run.path / "summary.json", summary)
     return summary

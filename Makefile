@@ -1,11 +1,23 @@
-# make demo: from nothing to a scored model. make test: lint, types and tests.
+# make demo: from nothing to a scored model. make # Interrupted at any step, it goes on when it is called again; finished, it does nothing again.
+demo: $(READY)
+	@echo "demo: draw ultrasound phantoms, encode them once, train, score, make a page"
+	$(BIN)/snakemake --cores all --rerun-incomplete --nolock --quiet rules host -- all
+	@cat logs/phantoms/report.log
+
+test: lint, types and tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test lint
+.PHONY: demo test lint
 .DELETE_ON_ERROR:
+
+# Interrupted at any step, it goes on when it is called again; finished, it does nothing again.
+demo: $(READY)
+	@echo "demo: draw ultrasound phantoms, encode them once, train, score, make a page"
+	$(BIN)/snakemake --cores all --rerun-incomplete --nolock --quiet rules host -- all
+	@cat logs/phantoms/report.log
 
 test: lint
 	$(BIN)/python -m pytest

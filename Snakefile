@@ -1,7 +1,7 @@
 # Raw data sets to scored models. snakemake --cores 8 encode stops when every store is finished.
 #
 # In:   the data sets of config/config.yaml, or of --configfile mine.yaml in their place
-# Out:  results/DATASET/{manifest.parquet, latents.zarr, runs/LOSS-sSEED}
+# Out:  results/DATASET/{manifest.parquet, latents.zarr, runs/LOSS-sSEED, report.html}
 import re
 import sys
 from pathlib import Path
@@ -40,12 +40,14 @@ include: "pipeline/rules/ingest.smk"
 include: "pipeline/rules/encode.smk"
 include: "pipeline/rules/train.smk"
 include: "pipeline/rules/evaluate.smk"
+include: "pipeline/rules/report.smk"
 
 
 localrules:
     encode,
     train,
     evaluate,
+    report,
     all,
 
 
@@ -77,8 +79,15 @@ rule evaluate:
         expand("{run}/evaluate/latents-test.json", run=RUNS),
 
 
+rule report:
+    """A page for every data set."""
+    input:
+        expand("results/{dataset}/report.html", dataset=config["datasets"]),
+
+
 rule all:
-    """Everything: every store encoded, every run trained and scored."""
+    """Everything: every store encoded, every run trained and scored, a page for each data set."""
     default_target: True
     input:
         rules.evaluate.input,
+        rules.report.input,

@@ -15,7 +15,7 @@ from cli.options import emit, json_option
 def command(store: str, as_json: bool) -> None:
     """Show what a latent store holds, finished or not.
 
-    STORE is a path or any fsspec URL. Nothing is decoded; gms-lmm verify checks every byte.
+    STORE is a path or any fsspec URL. Nothing is decoded.
 
     \b
     Example:

@@ -20,6 +20,7 @@ COMMANDS = [
     "train",
     "import-checkpoint",
     "evaluate",
+    "report",
     "bench",
     "doctor",
 ]

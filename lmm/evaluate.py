@@ -12,7 +12,7 @@ from PIL import Image
 
 from lmm.checkpoint import Run, write_json
 from lmm.decoder import MaskDecoder
-from lmm.latents import load_latents
+from lmm.latents import Latents, load_latents
 from lmm.metrics import score, summarise
 from lmm.train import predict_latents
 from pipeline.errors import ArtefactError
@@ -45,11 +45,11 @@ def evaluate(run: Run, store: LatentStore, split: str, device: torch.device) -> 
     require_same_latents(run, store)
     latents = load_latents(store, split, views=1, device=device)
     assert latents.mask_bits is not None
-    decoder = MaskDecoder(load_tokenizer_of(store.tokenizer, device))
-    masks = decoder.masks(predict_latents(run.model(device), latents, "fp32")).cpu()
     # A store that has grown holds its samples in order of arrival.
     order = sorted(range(len(latents)), key=latents.sample_ids.__getitem__)
-    masks, truths = masks[order], latents.unpack(latents.mask_bits[0]).cpu()[order]
+    rows = torch.tensor(order, device=device)
+    masks = predict_masks(run, store, latents, rows).cpu()
+    truths = latents.unpack(latents.mask_bits[0, rows]).cpu()
     scores = score(masks, truths)
     ids = pl.DataFrame({"sample_id": [latents.sample_ids[place] for place in order]})
     named = store.samples.select("sample_id", "dataset", "class")
@@ -65,6 +65,15 @@ def evaluate(run: Run, store: LatentStore, split: str, device: torch.device) -> 
     if by_class:
         summary["by_class"] = dict(sorted(by_class.items()))
     return Evaluation(per_image, summary, masks.numpy())
+
+
+def predict_masks(
+    run: Run, store: LatentStore, latents: Latents, rows: torch.Tensor
+) -> torch.Tensor:
+    """Predictions for the clean images of some rows of a split: (len(rows), H, W) bool."""
+    decoder = MaskDecoder(load_tokenizer_of(store.tokenizer, latents.device))
+    z_mask_hat = predict_latents(run.model(latents.device), latents, "fp32")
+    return decoder.masks(z_mask_hat[rows])
 
 
 _MEANS = ("dsc", "iou", "hd95")

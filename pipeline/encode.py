@@ -110,6 +110,7 @@ def store_attributes(
         "view_policy": asdict(POLICY),
         "seed": seed,
         "manifest_digest": manifest.digest,
+        "root": str(manifest.root),
     }
 
 

@@ -19,7 +19,7 @@ def write_receipt(store: LatentStore) -> None:
     config = {
         key: value
         for key, value in store.attributes.items()
-        if key not in ("software", "manifest_digest")
+        if key not in ("software", "manifest_digest", "root")
     }
     config["tokenizer"] = {k: v for k, v in config["tokenizer"].items() if k != "name"}
     live = store.samples.filter(pl.col("split").is_not_null()).sort("sample_id")

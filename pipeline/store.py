@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -20,6 +21,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pipeline.augment import PARAMETERS, ViewPolicy, draw_views
 from pipeline.errors import ArtefactError, UsageError
+from pipeline.manifest import Manifest
 
 FORMAT_VERSION = 1
 # Raised whenever the same inputs would give other stored bytes; it enters every key.
@@ -40,7 +42,8 @@ class LatentStore:
 
     samples     the manifest's rows in array order; a sample that left the manifest keeps its place
                 with a null split until it is pruned
-    attributes  format_version, tokenizer, preprocessing, views, seed, manifest_digest, software
+    attributes  format_version, tokenizer, preprocessing, views, view_policy, seed, manifest_digest,
+                root (folder of the images), software
     """
 
     def __init__(self, url: str, mode: str) -> None:
@@ -64,6 +67,12 @@ class LatentStore:
     def name(self) -> str:
         """Last part of the URL, without `.zarr`: what files made from the store are called."""
         return str(self.root).rstrip("/").rpartition("/")[2].removesuffix(".zarr")
+
+    def source(self) -> Manifest:
+        """The live samples as a manifest, to read the images that were encoded once more."""
+        attributes = self.attributes
+        labels = attributes["preprocessing"]["mask_values"] == "labels"
+        return Manifest(self.samples.drop_nulls("split"), Path(attributes["root"]), "store", labels)
 
     @property
     def views(self) -> int:

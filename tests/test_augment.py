@@ -169,6 +169,12 @@ def test_scale_above_1_enlarges_about_the_centre() -> None:
     assert np.array_equal(apply_to_blob(scale=1.25), blob_mask()[np.ix_(source, source)])
 
 
+def test_shift_is_of_the_output_whatever_the_scale() -> None:
+    enlarged = apply_to_blob(scale=1.25)
+    moved = apply_to_blob(scale=1.25, shift_x=4 / SIDE, shift_y=-3 / SIDE)
+    assert np.array_equal(moved, np.roll(enlarged, (-3, 4), axis=(0, 1)))
+
+
 def test_borders_are_mirrored_not_black() -> None:
     white = torch.full((1, 3, SIDE, SIDE), 255, dtype=torch.uint8)
     everywhere = torch.ones(1, SIDE, SIDE, dtype=torch.bool)

@@ -494,6 +494,19 @@ def test_shard_without_keys_is_made_again_over_any_damage(
     assert digests(url) == before
 
 
+def test_receipt_goes_before_the_first_cell_is_encoded_again(
+    raw: Path, url: str, tokenizer: Tokenizer
+) -> None:
+    def stop(_done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    run(small.ingest(raw), url, tokenizer)
+    chunk(url, "key", 1).unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(small.ingest(raw), url, tokenizer, progress=stop)
+    assert open_store(url).receipt() is None
+
+
 # --- the tokenizer under stress
 
 

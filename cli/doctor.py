@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
+from packaging.requirements import Requirement
 
 from cli.options import emit, json_option
 from pipeline.errors import CheckError
@@ -19,8 +20,6 @@ PYTHON = (3, 11)
 # Below these the work still begins, but may not end.
 MEMORY_BYTES, DISK_BYTES = 4e9, 2e9
 MEMINFO = Path("/proc/meminfo")
-_REQUIREMENT = re.compile(r"""([\w.-]+)([^;]*)(?:;.*extra\s*==\s*["']([\w-]+)["'])?""")
-_BOUND = re.compile(r"(>=|<)\s*([\d.]+)")
 
 
 @dataclass(frozen=True)
@@ -75,40 +74,25 @@ def check_packages() -> Iterator[Check]:
     except importlib.metadata.PackageNotFoundError:
         yield Check("gms-lmm", MISSING, "not installed", "pip install --editable .")
         return
-    for requirement in requirements:
-        match = _REQUIREMENT.match(requirement)
-        assert match is not None
-        name, bounds, extra = match.groups()
+    extras = importlib.metadata.metadata("gms-lmm").get_all("Provides-Extra") or []
+    for requirement in map(Requirement, requirements):
+        marker = requirement.marker
+        extra = next((name for name in extras if marker and marker.evaluate({"extra": name})), None)
         if extra != "dev":
-            yield _check_package(name, bounds.strip(), extra)
+            yield _check_package(requirement, extra)
 
 
-def _check_package(name: str, bounds: str, extra: str | None) -> Check:
+def _check_package(requirement: Requirement, extra: str | None) -> Check:
+    name, bounds = requirement.name, requirement.specifier
     state = ASIDE if extra else MISSING
     fix = f"pip install 'gms-lmm[{extra}]'" if extra else f"pip install '{name}{bounds}'"
     try:
         found = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return Check(name, state, f"not installed, wanted is {bounds}", fix)
-    if not satisfies(found, bounds):
+    if not bounds.contains(found, prereleases=True):
         return Check(name, state, f"{found}, wanted is {bounds}", fix)
     return Check(name, OK, found)
-
-
-def satisfies(version: str, bounds: str) -> bool:
-    """Whether a version such as 2.13.0+cpu lies within bounds such as >=2.9,<4."""
-    ours = _numbers(version)
-    return all(
-        ours >= _numbers(bound) if sign == ">=" else ours < _numbers(bound)
-        for sign, bound in _BOUND.findall(bounds)
-    )
-
-
-def _numbers(version: str) -> list[int]:
-    numbers = [int(part) for part in re.findall(r"\d+", re.split("[+a-z]", version)[0])]
-    while numbers and numbers[-1] == 0:
-        numbers.pop()  # 3.0 is 3
-    return numbers
 
 
 def check_devices() -> Iterator[Check]:

@@ -94,23 +94,6 @@ def test_package_that_is_absent_or_of_another_version(
         assert json.loads(result.stdout)["ready"] is False
 
 
-@pytest.mark.parametrize(
-    ("version", "bounds", "expected"),
-    [
-        ("2.13.0+cpu", ">=2.9", True),
-        ("2.9", ">=2.9", True),
-        ("2.8.1", ">=2.9", False),
-        ("3.1.6", ">=3.1,<4", True),
-        ("4.0.0", ">=3.1,<4", False),
-        ("3.0", ">=3.0.0", True),
-        ("10.0", ">=9.5", True),
-        ("1.0rc2", "", True),
-    ],
-)
-def test_versions_are_compared_as_numbers(version: str, bounds: str, expected: bool) -> None:
-    assert doctor.satisfies(version, bounds) is expected
-
-
 def test_old_python_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.sys, "version_info", (3, 10, 4))
     check = doctor.check_python()

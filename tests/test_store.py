@@ -173,7 +173,7 @@ def test_keys_do_not_change_with_names_splits_or_what_else_a_tokenizer_is_called
     assert not np.any(changed(keys(plan=plan), keys(named, samples, plan)))
 
 
-def test_key_is_shared_only_by_cells_of_equal_content_and_is_never_the_absent_one() -> None:
+def test_only_cells_of_equal_content_have_equal_keys_and_none_has_the_absent_one() -> None:
     plan = draw_views(["a", "b"], 3)
     # Drawn views may by chance be the clean one.
     contents = plan.select("sample_id", *PARAMETERS).n_unique()

@@ -1,10 +1,4 @@
-# make demo: from nothing to a scored model. make # Interrupted at any step, it goes on when it is called again; finished, it does nothing again.
-demo: $(READY)
-	@echo "demo: draw ultrasound phantoms, encode them once, train, score, make a page"
-	$(BIN)/snakemake --cores all --rerun-incomplete --nolock --quiet rules host -- all
-	@cat logs/phantoms/report.log
-
-test: lint, types and tests.
+# make demo: from nothing to a scored model. make test: lint, types and tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,7 +20,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/snakefmt --check --quiet Snakefile pipeline/rules
+	$(BIN)/snakefmt --check Snakefile pipeline/rules
 	$(BIN)/snakemake --lint
 
 # Exact pins; torch comes first because its CPU wheel is found only when it is asked for by version.

@@ -3,9 +3,9 @@
 python -m pipeline.tiny_vae train --busi DIR --split FILE --photos DIR --taesd DIR --work DIR
 python -m pipeline.tiny_vae measure --busi DIR --split FILE --tokenizer tiny-vae
 
-A small AutoencoderKL (Rombach et al. 2022): reconstruction of pixels by squared error, a small pull
-of the posterior to the standard normal, and a pull of its mean to TAESD's latents, so that the
-space resembles Stable Diffusion's.
+A small AutoencoderKL (Rombach et al. 2022): squared error of pixels, a small pull of the posterior
+to the standard normal, and TAESD as a teacher at first, so that colour is learned early and the
+latents resemble Stable Diffusion's.
 """
 
 import argparse
@@ -261,7 +261,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     measurer.add_argument("--tokenizer", nargs="+", default=["tiny-vae"], help="names or folders")
     measurer.add_argument("--glas", type=Path, help="folder of GlaS")
     measurer.add_argument("--ham10000", type=Path, help="folder of HAM10000")
-    measurer.add_argument("--limit", type=int, help="images of each set; default all")
+    measurer.add_argument("--limit", type=int, default=200, help="images of each set at most")
     measurer.add_argument("--threads", type=int, default=2, help="CPU threads")
     for verb in (trainer, measurer):
         verb.add_argument("--busi", type=Path, required=True, help="folder of BUSI's archive")

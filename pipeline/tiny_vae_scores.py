@@ -31,16 +31,16 @@ class Pairs:
 
 
 def read_pairs(
-    layout_name: str, root: Path, split_file: Path | None, split: str, limit: int | None
+    layout_name: str, root: Path, split_file: Path | None, split: str, limit: int
 ) -> Pairs:
     """Images and masks of an archive, resized to 224 × 224.
 
     split_file only the names it puts in `split`; None takes all
-    limit      at most so many, evenly spaced over the sorted names; None takes all
+    limit      at most so many, evenly spaced over the sorted names
     raises     as find_entries and read_image do
     """
     entries = find_entries(layout_name, root, split_file, split)
-    if limit is not None and limit < len(entries):
+    if limit < len(entries):
         entries = [entries[i * len(entries) // limit] for i in range(limit)]
     labels = layout_named(layout_name).labels
     images = [resize_image(read_image(entry.image), SIZE_PX) for entry in entries]

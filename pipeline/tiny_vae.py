@@ -28,7 +28,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from pipeline.images import resize_image
 from pipeline.tiny_vae_pictures import FULL_PX, Pictures
 from pipeline.tiny_vae_scores import (
-    likeness,
     read_pairs,
     score_extremes,
     score_fidelity,
@@ -220,9 +219,6 @@ def run_measuring(chosen: argparse.Namespace) -> None:
             pairs = read_pairs(name, root, split_file, "test", chosen.limit)
             for scores, tokenizer in zip(columns, tokenizers, strict=True):
                 scores |= score_fidelity(tokenizer, name, pairs)
-                scores[f"{name} latents' correlation with the last column"] = likeness(
-                    tokenizer, tokenizers[-1], pairs.images[:40]
-                )
     for scores, tokenizer in zip(columns, tokenizers, strict=True):
         scores |= score_extremes(tokenizer)
     for scores, speed in zip(columns, score_speed(tokenizers), strict=True):

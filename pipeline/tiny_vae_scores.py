@@ -127,12 +127,3 @@ def seconds(step: Callable[[], object]) -> float:
     started = time.perf_counter()
     step()
     return time.perf_counter() - started
-
-
-def likeness(tokenizer: Tokenizer, other: Tokenizer, images: torch.Tensor) -> float:
-    """Pearson correlation of two tokenizers' image latents, mean over the channels."""
-    _, ours, _ = round_trip(tokenizer, images)
-    _, theirs, _ = round_trip(other, images)
-    pairs = zip(ours.unbind(1), theirs.unbind(1), strict=True)
-    both = [torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] for a, b in pairs]
-    return float(torch.stack(both).mean())

@@ -5,7 +5,16 @@ from typing import Any
 
 import click
 
-from cli.options import device_option, emit, json_option, latents_option, table
+from cli.options import (
+    device_option,
+    emit,
+    json_option,
+    latents_option,
+    size_option,
+    step_precision_option,
+    step_size_option,
+    table,
+)
 
 
 @click.group("bench")
@@ -27,9 +36,7 @@ def command() -> None:
 @click.option(
     "--views", type=click.IntRange(1), default=4, show_default=True, help="Views of each sample."
 )
-@click.option(
-    "--size", type=click.IntRange(8), default=224, show_default=True, help="Side of image, px."
-)
+@size_option
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16", "fp16"]),
@@ -70,16 +77,8 @@ def bench_encode_command(
 @click.option(
     "--steps", type=click.IntRange(1), default=20, show_default=True, help="Steps a round."
 )
-@click.option(
-    "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Samples a step."
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
-    default="auto",
-    show_default=True,
-    help="Arithmetic; auto is bf16 where the hardware computes in it.",
-)
+@step_size_option
+@step_precision_option
 @device_option
 @json_option
 def bench_train_command(

@@ -5,7 +5,15 @@ from typing import Any
 
 import click
 
-from cli.options import device_option, emit, json_option, progress_bar, say
+from cli.options import (
+    device_option,
+    emit,
+    json_option,
+    progress_bar,
+    say,
+    size_option,
+    view_seed_option,
+)
 
 
 class BatchSize(click.ParamType[int | None]):
@@ -38,14 +46,8 @@ class BatchSize(click.ParamType[int | None]):
     show_default=True,
     help="Views of each sample: the clean one and K−1 augmented ones.",
 )
-@click.option(
-    "--size",
-    type=click.IntRange(8),
-    default=224,
-    show_default=True,
-    help="Side of image and mask, px.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the drawn views.")
+@size_option
+@view_seed_option
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16", "fp16"]),

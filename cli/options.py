@@ -33,6 +33,30 @@ device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."
 )
 
+size_option = click.option(
+    "--size",
+    type=click.IntRange(8),
+    default=224,
+    show_default=True,
+    help="Side of image and mask, px.",
+)
+
+view_seed_option = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the drawn views."
+)
+
+step_size_option = click.option(
+    "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Samples a step."
+)
+
+step_precision_option = click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="Arithmetic; auto is bf16 where the hardware computes in it.",
+)
+
 run_option = click.option(
     "--run",
     "run_path",

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from cli.options import device_option, emit, json_option, progress_bar
+from cli.options import (
+    device_option,
+    emit,
+    json_option,
+    progress_bar,
+    size_option,
+    view_seed_option,
+)
 
 
 @click.command("preview")
@@ -31,14 +38,8 @@ from cli.options import device_option, emit, json_option, progress_bar
     show_default=True,
     help="Samples on the sheet, spread evenly over the manifest.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the drawn views.")
-@click.option(
-    "--size",
-    type=click.IntRange(8),
-    default=224,
-    show_default=True,
-    help="Side of image and mask, px.",
-)
+@view_seed_option
+@size_option
 @click.option(
     "--tokenizer",
     help="Also show what this tokenizer keeps of image and mask; names as in gms-lmm encode."

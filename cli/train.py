@@ -7,7 +7,17 @@ from typing import Any
 
 import click
 
-from cli.options import device_option, emit, json_option, latents_option, progress_bar, say, table
+from cli.options import (
+    device_option,
+    emit,
+    json_option,
+    latents_option,
+    progress_bar,
+    say,
+    step_precision_option,
+    step_size_option,
+    table,
+)
 
 
 @click.command("train")
@@ -31,9 +41,7 @@ from cli.options import device_option, emit, json_option, latents_option, progre
     show_default=True,
     help="Passes over the training samples, each in one randomly chosen view.",
 )
-@click.option(
-    "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Samples a step."
-)
+@step_size_option
 @click.option(
     "--lr", type=float, default=2e-3, show_default=True, help="Peak learning rate of AdamW."
 )
@@ -54,13 +62,7 @@ from cli.options import device_option, emit, json_option, latents_option, progre
     show_default=True,
     help="Image latent fed to the LMM: posterior mean, a sample, or as the GMS authors do.",
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
-    default="auto",
-    show_default=True,
-    help="Arithmetic; auto is bf16 where the hardware computes in it.",
-)
+@step_precision_option
 @click.option(
     "--val-every",
     type=click.IntRange(1),

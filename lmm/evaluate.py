@@ -1,6 +1,5 @@
 """Scores of a run on one split of a store: a table with one row an image, and a summary."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ def evaluate(run: Run, store: LatentStore, split: str, device: torch.device) -> 
     )
     summary = {"split": split, **summarise(scores)}
     by_class = {
-        str(name): {key: summarise(_columns(part, scores))[key] for key in ("n", *_MEANS)}
+        str(name): _means(summarise({key: part[key].to_numpy() for key in scores}))
         for (name,), part in per_image.group_by("class", maintain_order=True)
         if name is not None
     }
@@ -76,11 +75,8 @@ def predict_masks(
     return decoder.masks(z_mask_hat[rows])
 
 
-_MEANS = ("dsc", "iou", "hd95")
-
-
-def _columns(part: pl.DataFrame, names: Iterable[str]) -> dict[str, np.ndarray]:
-    return {name: part[name].to_numpy() for name in names}
+def _means(summary: dict[str, Any]) -> dict[str, Any]:
+    return {key: summary[key] for key in ("n", "dsc", "iou", "hd95")}
 
 
 def require_same_latents(run: Run, store: LatentStore) -> None:

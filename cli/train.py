@@ -119,8 +119,9 @@ def command(
     if dry_run:
         emit({"run": str(out), **plan}, as_json, lambda: table("would train", {"run": out, **plan}))
         return
-    done = (out / "summary.json").exists()
-    if not as_json and not done:
+    finished = out / "summary.json"
+    before = finished.read_bytes() if finished.exists() else None
+    if not as_json and before is None:
         say(f"train {out}: " + ", ".join(f"{key} {value}" for key, value in plan.items()))
     with progress_bar("train", "steps") as progress, _events(out, tensorboard) as log:
         summary = train(
@@ -133,7 +134,8 @@ def command(
             progress=progress,
             log=log,
         )
-    if done:
+    # A run replaced by --overwrite has a summary of its own.
+    if finished.read_bytes() == before:
         say(f"{out} is already complete")
     emit(summary, as_json, lambda: table("trained", summary))
 

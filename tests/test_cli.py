@@ -103,6 +103,15 @@ def test_json_is_all_there_is_on_stdout_and_talk_goes_to_stderr(
     assert "already complete" in second.stderr
 
 
+def test_a_run_that_was_replaced_is_not_called_complete(small_store: str, tmp_path: Path) -> None:
+    words = ["train", "--latents", small_store, "--out", str(tmp_path / "run"), "--loss", "lm"]
+    words += ["--width", "16", "--precision", "fp32", "--json"]
+    assert run(*words, "--epochs", "1").exit_code == 0
+    replaced = run(*words, "--epochs", "2", "--overwrite")
+    assert json.loads(replaced.stdout)["epochs"] == 2
+    assert replaced.stderr == ""
+
+
 def test_tables_for_people_show_per_cent(small_store: str, tmp_path: Path) -> None:
     out = str(tmp_path / "run")
     words = ["train", "--latents", small_store, "--out", out, "--loss", "lm", "--epochs", "1"]

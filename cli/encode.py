@@ -1,7 +1,7 @@
 """gms-lmm encode: manifest in, latent store out."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from cli.options import (
     size_option,
     view_seed_option,
 )
+
+if TYPE_CHECKING:
+    from pipeline.lock import Partition
 
 
 class BatchSize(click.ParamType[int | None]):
@@ -29,6 +32,22 @@ class BatchSize(click.ParamType[int | None]):
         if not str(value).isdigit() or int(value) < 1:
             self.fail(f"{value!r} is neither 'auto' nor a positive number", param, ctx)
         return int(value)
+
+
+class PartitionType(click.ParamType["Partition"]):
+    """`i/n`, i from 1 to n."""
+
+    name = "i/n"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> "Partition":
+        from pipeline.lock import Partition
+
+        number, _, count = str(value).partition("/")
+        if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+            self.fail(f"{value!r} is not a share such as 2/4", param, ctx)
+        return Partition(int(number), int(count))
 
 
 @click.command("encode")
@@ -62,6 +81,17 @@ class BatchSize(click.ParamType[int | None]):
     show_default=True,
     help="Cells at a time through the tokenizer; halved when memory runs out.",
 )
+@click.option(
+    "--partition",
+    type=PartitionType(),
+    help="Encode only the i-th of n shares of the shards; run all n, at once or one by one.",
+)
+@click.option(
+    "--repair", is_flag=True, help="Verify the store first; encode again what is wrong with it."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Print how many cells would be encoded, and why; write nothing."
+)
 @device_option
 @json_option
 def command(
@@ -73,6 +103,9 @@ def command(
     seed: int,
     precision: str,
     batch_size: int | None,
+    partition: "Partition | None",
+    repair: bool,
+    dry_run: bool,
     device: str,
     as_json: bool,
 ) -> None:
@@ -86,6 +119,8 @@ def command(
     from pipeline.weights import locate
 
     locate(tokenizer)
+    if partition and repair:
+        raise click.UsageError("--repair is for a whole store: leave out --partition")
 
     from dataclasses import asdict
 
@@ -97,19 +132,30 @@ def command(
     from pipeline.encode import encode
     from pipeline.tokenizer import load_tokenizer
 
+    loaded = load_tokenizer(tokenizer, choose_device(device))
+    if dry_run:
+        from pipeline.work import find_work, store_attributes
+
+        attributes = store_attributes(samples, loaded, views, size, seed, precision)
+        _show_work(store, find_work(store, samples, attributes).counts(), as_json)
+        return
     with progress_bar("encode", "cells") as progress:
         report = encode(
             samples,
             store,
-            load_tokenizer(tokenizer, choose_device(device)),
+            loaded,
             views=views,
             size=size,
             seed=seed,
             precision=precision,
             batch_size=batch_size,
+            partition=partition,
+            repair=repair,
             progress=progress,
         )
-    if not report.encoded:
+    if not report.complete:
+        say(f"{store} is not finished: other partitions have cells left to encode")
+    elif not report.encoded:
         say(f"{store} is already complete: {report.present} cells, nothing to encode")
 
     def show() -> None:
@@ -120,3 +166,14 @@ def command(
         )
 
     emit({"store": store, **asdict(report)}, as_json, show)
+
+
+def _show_work(store: str, reasons: dict[str, int], as_json: bool) -> None:
+    total = sum(reasons.values())
+
+    def show() -> None:
+        for reason, count in reasons.items():
+            click.echo(f"{count:8} cells: {reason}")
+        click.echo(f"{total:8} cells to encode into {store}")
+
+    emit({"store": store, "to_encode": total, "reasons": reasons}, as_json, show)

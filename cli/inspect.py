@@ -15,7 +15,7 @@ from cli.options import emit, json_option
 def command(store: str, as_json: bool) -> None:
     """Show what a latent store holds, finished or not.
 
-    STORE is a path or any fsspec URL. Nothing is decoded.
+    STORE is a path or any fsspec URL.
 
     \b
     Example:
@@ -48,15 +48,30 @@ def _show(facts: dict[str, Any]) -> None:
     click.secho(facts["store"], bold=True)
     for key, words in rows.items():
         click.echo(f"  {key:{width}}  {words}")
-    Console(highlight=False).print(_arrays(facts["arrays"]))
+    console = Console(highlight=False)
+    console.print(_arrays(facts["arrays"]))
+    if facts["latents"]:
+        console.print(_latents(facts["latents"]))
 
 
 def _arrays(arrays: dict[str, dict[str, Any]]) -> Table:
     table = Table("array", "shape", "dtype", "chunk")
     table.add_column("on disk", justify="right")
+    table.add_column("compression", justify="right")
     for name, array in arrays.items():
+        ratio = "" if array["compression"] is None else f"{array['compression']:.1f} ×"
         shape, chunk = _shape(array["shape"]), _shape(array["chunk"])
-        table.add_row(name, shape, array["dtype"], chunk, _mb(array["bytes"]))
+        table.add_row(name, shape, array["dtype"], chunk, _mb(array["bytes"]), ratio)
+    return table
+
+
+def _latents(statistics: dict[str, dict[str, list[float]]]) -> Table:
+    """A row an array and statistic, a column a channel."""
+    channels = len(statistics["image_mean"]["mean"])
+    table = Table("clean images, scaled", *(f"channel {i}" for i in range(channels)))
+    for name, of in statistics.items():
+        for statistic, values in of.items():
+            table.add_row(f"{statistic} of {name}", *(f"{value:.3f}" for value in values))
     return table
 
 

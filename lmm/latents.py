@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import ArtefactError, UsageError
-from pipeline.store import SHARD_SAMPLES, LatentStore
+from pipeline.store import LatentStore
 
 POSTERIORS = ("mean", "sample", "gms")
 
@@ -139,10 +139,11 @@ def load_latents(
     count = store.views if views is None else min(views, store.views)
     names = [*store.latent_arrays, *(["mask"] if masks else [])]
     arrays = {name: _allocate(store, name, count, len(places)) for name in names}
-    blocks = np.unique(places // SHARD_SAMPLES).tolist()
+    length = store.shard_samples
+    blocks = np.unique(places // length).tolist()
     for step, (view, block) in enumerate((v, b) for v in range(count) for b in blocks):
-        rows = np.flatnonzero(places // SHARD_SAMPLES == block)
-        inside = places[rows] % SHARD_SAMPLES
+        rows = np.flatnonzero(places // length == block)
+        inside = places[rows] % length
         for name, array in arrays.items():
             cells = store.read_shard(name, view, block)[inside]
             if name == "mask":
@@ -176,7 +177,7 @@ def _require_finite(
 ) -> None:
     if not np.isfinite(cells).all():
         raise ArtefactError(
-            f"{store.url}: {name} of view {view}, samples {block * SHARD_SAMPLES} and on, "
+            f"{store.url}: {name} of view {view}, samples {store.rows_of(block).start} and on, "
             "holds values that are not finite",
             "encode the data set into a new store",
         )

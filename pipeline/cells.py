@@ -6,7 +6,6 @@ import torch
 
 from pipeline.augment import apply_views
 from pipeline.errors import UsageError
-from pipeline.store import SHARD_SAMPLES
 from pipeline.tokenizer import Tokenizer
 
 
@@ -17,7 +16,7 @@ class CellEncoder:
         self.tokenizer = tokenizer
         self.precision = precision
         # A GPU wants whole shards; a CPU is fastest with what fits its cache.
-        self.batch_size = batch_size or (SHARD_SAMPLES if tokenizer.device.type == "cuda" else 1)
+        self.batch_size = batch_size or (64 if tokenizer.device.type == "cuda" else 1)
 
     def __call__(
         self, images_u8: torch.Tensor, masks: torch.Tensor, plan: pl.DataFrame

@@ -1,26 +1,31 @@
 """Manifest in, latent store out: every cell without its wanted key is encoded and keyed."""
 
+import errno
 import hashlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dask
 import numpy as np
-import polars as pl
 import torch
 
-from pipeline.augment import POLICY
 from pipeline.cells import CellEncoder
-from pipeline.errors import InputError, UsageError
+from pipeline.create import create_store
+from pipeline.errors import ArtefactError, InputError
 from pipeline.images import read_image, read_union, resize_image, resize_mask
+from pipeline.keys import cell_checksums
+from pipeline.lock import Partition, living_partitions, partition_lock, shared_lock, writer_lock
 from pipeline.manifest import Manifest
 from pipeline.receipt import write_receipt
-from pipeline.store import SHARD_SAMPLES, LatentStore, create_store, open_store, store_exists
+from pipeline.store import LatentStore, open_store, store_exists
 from pipeline.tokenizer import Tokenizer, require_multiple
+from pipeline.verify import mend, verify
+from pipeline.work import Work, find_work, store_attributes
 
 Progress = Callable[[int, int], None]
 
@@ -56,6 +61,8 @@ def encode(
     seed: int = 0,
     precision: str = "fp32",
     batch_size: int | None = None,
+    partition: Partition | None = None,
+    repair: bool = False,
     progress: Progress | None = None,
 ) -> EncodeReport:
     """Bring the store at `url` to what manifest, settings and tokenizer ask for, or resume that.
@@ -63,119 +70,112 @@ def encode(
     views       K; view 0 is the clean image, the others are drawn (see `draw_views`)
     size        side of image and mask, px
     batch_size  cells at a time through the tokenizer; None finds one that fits in memory
+    partition   encode only this share of the shards; the last of them finishes the store
+    repair      verify the store first and encode again whatever is wrong with it
     progress    called with (cells done, cells to do)
     raises      UsageError when the store was made with another tokenizer, size or precision;
+                ArtefactError when someone else writes to the store, or there is no room for it;
                 InputError naming the sample when a file has changed since it was ingested, cannot
                 be read, or encodes to something that is not finite
     """
     require_multiple(size, tokenizer)
     started = time.monotonic()
     attributes = store_attributes(manifest, tokenizer, views, size, seed, precision)
-    store = _prepare(url, attributes, manifest, tokenizer)
-    wanted = np.broadcast_to(store.live, (store.views, len(store.samples)))
-    todo = wanted & ~store.present()
-    encoded = int(todo.sum())
-    if encoded:
-        store.drop_receipt()
-        _encode_cells(store, todo, manifest, tokenizer, precision, batch_size, progress)
-    # Opened again: the receipt is of what lies on the disk now.
-    write_receipt(open_store(url))
-    seconds = time.monotonic() - started
-    present = int(wanted.sum())
+    settings = (url, manifest, tokenizer, attributes)
+    with ExitStack() as held:
+        if partition is None:
+            held.enter_context(writer_lock(url))
+            if repair:
+                damaged = open_store(url, "r+")
+                mend(damaged, verify(damaged)[1])
+            store, todo = _begin(*settings)
+        else:
+            with shared_lock(url, partition):
+                held.enter_context(partition_lock(url, partition))
+                store, todo = _begin(*settings)
+            share = _share_of(partition, store.views, store.blocks())
+            todo &= np.repeat(share, store.shard_samples, axis=1)[:, : todo.shape[1]]
+        if todo.any():
+            with _room(url):
+                _encode_cells(store, todo, manifest, tokenizer, precision, batch_size, progress)
+        if partition is not None:
+            held.enter_context(shared_lock(url, partition))
+        # Opened again: the receipt is of what lies on the disk now.
+        store = open_store(url)
+        present = store.present()
+        complete = bool(present[:, store.live].all())
+        if complete:
+            store.remove_partial_files()
+            write_receipt(store)
+    encoded, seconds = int(todo.sum()), time.monotonic() - started
     return EncodeReport(
         encoded=encoded,
-        reused=present - encoded,
-        present=present,
+        reused=int(present.sum()) - encoded,
+        present=int(present.sum()),
         seconds=seconds,
         samples_per_s=encoded / seconds,
-        complete=True,
+        complete=complete,
     )
 
 
-def store_attributes(
-    manifest: Manifest, tokenizer: Tokenizer, views: int, size: int, seed: int, precision: str
-) -> dict[str, Any]:
-    """Everything a store says about how it was made; JSON types only."""
-    return {
-        "tokenizer": tokenizer.describe(),
-        "preprocessing": {
-            "size": size,
-            "image_resize": "bilinear, antialiased",
-            "mask_resize": "nearest",
-            "mask_values": "labels" if manifest.labels else "binary",
-            "pixel_range": [-1, 1],
-            "precision": precision,
-        },
-        "views": views,
-        "view_policy": asdict(POLICY),
-        "seed": seed,
-        "manifest_digest": manifest.digest,
-        "root": str(manifest.root),
-    }
+def _begin(
+    url: str, manifest: Manifest, tokenizer: Tokenizer, attributes: dict[str, Any]
+) -> tuple[LatentStore, np.ndarray]:
+    """The store, laid out for what is asked for, and the cells to encode: bool [view, sample]."""
+    work = find_work(url, manifest, attributes)
+    store = _prepare(url, work, manifest, tokenizer)
+    if work.todo.any():
+        store.drop_receipt()
+    return store, work.todo
 
 
-def _prepare(
-    url: str, attributes: dict[str, Any], manifest: Manifest, tokenizer: Tokenizer
-) -> LatentStore:
+@contextmanager
+def _room(url: str) -> Iterator[None]:
+    """Say so when the disk is full; what was finished before stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ArtefactError(
+            f"there is no room left for {url}: {error.strerror}",
+            "make room and run the same command again; the finished shards are kept",
+        ) from error
+
+
+def _prepare(url: str, work: Work, manifest: Manifest, tokenizer: Tokenizer) -> LatentStore:
     """A new store, or the old one with its samples, views and settings brought up to date."""
     if not store_exists(url):
-        size = attributes["preprocessing"]["size"]
+        size = work.attributes["preprocessing"]["size"]
         side = size // tokenizer.downsampling
         shape = (tokenizer.latent_channels, side, side)
-        return create_store(url, attributes, manifest.frame, shape)
+        return create_store(url, work.attributes, manifest.frame, shape)
     store = open_store(url, "r+")
-    _refuse_other_settings(store, attributes)
-    samples = merge_samples(store.samples, manifest.frame)
-    kept = {key: store.attributes.get(key) for key in attributes}
-    if samples.equals(store.samples) and kept == attributes:
+    kept = {key: store.attributes.get(key) for key in work.attributes}
+    if work.samples.equals(store.samples) and kept == work.attributes:
         return store
+    if living_partitions(url):
+        raise ArtefactError(
+            f"{url} is being encoded by partitions with another manifest or other settings",
+            "wait for them, then encode again",
+        )
     # From here until the receipt is written again the store counts as unfinished.
     store.drop_receipt()
-    for name in (*store.latent_arrays, "mask", "key"):
+    for name in store.arrays:
         array = store.array(name)
         # Grown only: shrinking would delete cells that a later encode may want back.
-        views = max(array.shape[0], attributes["views"])
-        array.resize((views, max(array.shape[1], len(samples)), *array.shape[2:]))
-    store.write_samples(samples)
-    store.group.attrs.update(attributes)
+        views = max(array.shape[0], work.attributes["views"])
+        array.resize((views, max(array.shape[1], len(work.samples)), *array.shape[2:]))
+    store.write_samples(work.samples)
+    store.group.attrs.update(work.attributes)
     return open_store(url, "r+")
 
 
-def _refuse_other_settings(store: LatentStore, attributes: dict[str, Any]) -> None:
-    fix = "encode into another store path"
-    old, new = store.tokenizer, attributes["tokenizer"]
-    if old["digest"] != new["digest"]:
-        raise UsageError(
-            f"{store.url} was encoded with tokenizer {old['name']!r} ({old['digest'][:12]}), "
-            f"asked for is {new['name']!r} ({new['digest'][:12]})",
-            fix,
-        )
-    for key, value in attributes["preprocessing"].items():
-        stored = store.attributes["preprocessing"].get(key)
-        if stored != value:
-            raise UsageError(
-                f"{store.url} was encoded with {key} {stored}, asked for is {value}", fix
-            )
-
-
-def merge_samples(stored: pl.DataFrame, wanted: pl.DataFrame) -> pl.DataFrame:
-    """The manifest's rows in array order: known samples keep their place, new ones come last.
-
-    A sample that has left the manifest keeps its row and place with a null split, so that its
-    cells are still there should it come back.
-    """
-    known = stored.select("sample_id").join(
-        wanted, on="sample_id", how="inner", maintain_order="left"
-    )
-    gone = stored.join(wanted, on="sample_id", how="anti").with_columns(
-        split=pl.lit(None, pl.String)
-    )
-    new = wanted.join(stored, on="sample_id", how="anti", maintain_order="left")
-    place = {name: i for i, name in enumerate(stored["sample_id"])}
-    columns = wanted.columns
-    rows = pl.concat([known.select(columns), gone.select(columns)])
-    order = rows["sample_id"].replace_strict(place, return_dtype=pl.Int64)
-    return pl.concat([rows[order.arg_sort()], new.select(columns)])
+def _share_of(partition: Partition, views: int, blocks: int) -> np.ndarray:
+    """Which shards are a partition's; bool [view, block], blocks kept together."""
+    shards = np.arange(blocks * views).reshape(blocks, views).T
+    share: np.ndarray = shards * partition.count // (blocks * views) == partition.number - 1
+    return share
 
 
 def _encode_cells(
@@ -215,21 +215,20 @@ def _decoded_blocks(
     """
 
     def decode(block: int) -> tuple[list[Shard], torch.Tensor, torch.Tensor, np.ndarray]:
-        here = todo[:, block * SHARD_SAMPLES : (block + 1) * SHARD_SAMPLES]
+        rows = store.rows_of(block)
+        here = todo[:, rows]
         shards = [
-            Shard(view, block, block * SHARD_SAMPLES + np.flatnonzero(here[view]))
+            Shard(view, block, rows.start + np.flatnonzero(here[view]))
             for view in np.flatnonzero(here.any(axis=1)).tolist()
         ]
-        places = block * SHARD_SAMPLES + np.flatnonzero(here.any(axis=0))
-        rows = store.samples[places.tolist()].to_dicts()
-        tasks = [dask.delayed(decode_sample)(manifest, row, store.size) for row in rows]
+        places = rows.start + np.flatnonzero(here.any(axis=0))
+        samples = store.samples[places.tolist()].to_dicts()
+        tasks = [dask.delayed(decode_sample)(manifest, sample, store.size) for sample in samples]
         images, masks = zip(*dask.compute(*tasks, scheduler="threads"), strict=True)
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
         return shards, pixels, torch.from_numpy(np.stack(masks)), places
 
-    blocks = [
-        b for b in range(store.blocks()) if todo[:, b * SHARD_SAMPLES :][:, :SHARD_SAMPLES].any()
-    ]
+    blocks = [block for block in range(store.blocks()) if todo[:, store.rows_of(block)].any()]
     with ThreadPoolExecutor(1, "decoder") as ahead:
         upcoming = ahead.submit(decode, blocks[0])
         for following in [*blocks[1:], None]:
@@ -291,16 +290,17 @@ def _shard_cells(
 
 def _write_shard(store: LatentStore, shard: Shard, cells: dict[str, np.ndarray]) -> None:
     """Invalidate, write, commit: whenever the process dies, no key vouches for other data."""
-    start = shard.block * SHARD_SAMPLES
-    rows = slice(start, min(start + SHARD_SAMPLES, len(store.samples)))
-    inside = shard.rows - start
+    rows = store.rows_of(shard.block)
+    inside = shard.rows - rows.start
     key_array = store.array("key")
     keys: np.ndarray = np.array(key_array[shard.view, rows])
     if keys[inside].any():
         keys[inside] = 0
         key_array[shard.view, rows] = keys
     others = np.delete(keys, inside, axis=0)
-    for name, values in cells.items():
+    wanted = store.wanted_keys[shard.view, shard.rows]
+    in_order = {name: cells[name] for name in store.data_arrays}
+    for name, values in {**in_order, "checksum": cell_checksums(wanted, in_order)}.items():
         if others.any():
             # Never straight from zarr, which gives the fill value for a chunk that was lost.
             data = store.read_shard(name, shard.view, shard.block)
@@ -309,5 +309,5 @@ def _write_shard(store: LatentStore, shard: Shard, cells: dict[str, np.ndarray])
             data = np.full((len(keys), *values.shape[1:]), fill, values.dtype)
         data[inside] = values
         store.array(name)[shard.view, rows] = data
-    keys[inside] = store.wanted_keys[shard.view, shard.rows]
+    keys[inside] = wanted
     key_array[shard.view, rows] = keys

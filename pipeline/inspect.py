@@ -1,12 +1,16 @@
-"""What a store holds, finished or not: counts, shapes and bytes; no data is read but the keys."""
+"""What a store holds, finished or not: counts, shapes, bytes and how the latents are spread."""
 
+import math
 from typing import Any
+
+import dask
+import numpy as np
 
 from pipeline.store import LatentStore
 
 
 def describe_store(store: LatentStore) -> dict[str, Any]:
-    """Everything worth knowing of a store before its data is read; JSON types only.
+    """Everything worth knowing of a store; JSON types only.
 
     views           K, of which view 0 is the clean image
     samples         samples of the manifest; `departed` counts those that have left it since
@@ -16,11 +20,15 @@ def describe_store(store: LatentStore) -> dict[str, Any]:
     latent_shape    [C, h, w] of one latent; `size_px` is the side of image and mask
     bytes           of all files of the store; `bytes_per_view` is the chunks of one view, the
                     average of the views that have any
-    arrays          shape, dtype, chunk and bytes of each array
+    arrays          shape, dtype, chunk and bytes of each array, and `compression`: bytes of the
+                    chunks that are stored, decoded, over those on disk
+    latents         mean and std of each channel of image_mean and mask_mean over the clean images
+                    present, as the LMM reads them: scaled
+    raises          ArtefactError when a chunk is missing or damaged
     """
     live = store.samples.drop_nulls("split")
     present, cells = int(store.present().sum()), store.views * len(live)
-    sizes = _file_sizes(store)
+    sizes = store.files
     of_views = _bytes_of_views(sizes, store.views)
     preprocessing = store.attributes["preprocessing"]
     return {
@@ -39,18 +47,35 @@ def describe_store(store: LatentStore) -> dict[str, Any]:
         "tokenizer": store.tokenizer,
         "bytes": sum(sizes.values()),
         "bytes_per_view": round(sum(of_views) / max(1, len(of_views))),
-        "arrays": {
-            name: _describe_array(store, name, sizes)
-            for name in (*store.latent_arrays, "mask", "key")
-        },
+        "arrays": {name: _describe_array(store, name, sizes) for name in store.arrays},
+        "latents": latent_statistics(store),
         "software": store.attributes["software"],
     }
 
 
-def _file_sizes(store: LatentStore) -> dict[str, int]:
-    """Bytes of each file, by its path inside the store."""
-    found: dict[str, dict[str, Any]] = store.fs.find(store.root, detail=True)
-    return {path[len(store.root) + 1 :]: int(info["size"]) for path, info in found.items()}
+def latent_statistics(store: LatentStore) -> dict[str, dict[str, list[float]]]:
+    """{array: {"mean": [C], "std": [C]}} over the clean images present; empty when there are none.
+
+    raises  ArtefactError when a chunk is missing or damaged
+    """
+    present = store.present()[0]
+    blocks = np.unique(np.flatnonzero(present) // store.shard_samples).tolist()
+    scale, shift = store.tokenizer["scaling_factor"], store.tokenizer["shift_factor"]
+
+    def sums(name: str, block: int) -> np.ndarray:
+        cells = store.read_shard(name, 0, block)[present[store.rows_of(block)]]
+        z = (cells.astype(np.float64) - shift) * scale
+        number = np.full(z.shape[1], z.size / z.shape[1])
+        return np.stack([number, z.sum((0, 2, 3)), np.square(z).sum((0, 2, 3))])
+
+    statistics = {}
+    for name in ("image_mean", "mask_mean") if blocks else ():
+        tasks = [dask.delayed(sums)(name, block) for block in blocks]
+        number, total, squares = np.sum(dask.compute(*tasks, scheduler="threads"), axis=0)
+        mean = total / number
+        std = np.sqrt(squares / number - np.square(mean))
+        statistics[name] = {"mean": mean.round(4).tolist(), "std": std.round(4).tolist()}
+    return statistics
 
 
 def _bytes_of_views(sizes: dict[str, int], views: int) -> list[int]:
@@ -66,9 +91,12 @@ def _bytes_of_views(sizes: dict[str, int], views: int) -> list[int]:
 
 def _describe_array(store: LatentStore, name: str, sizes: dict[str, int]) -> dict[str, Any]:
     array = store.array(name)
+    chunks = [size for path, size in sizes.items() if path.startswith(f"{name}/c/")]
+    decoded = len(chunks) * math.prod(array.chunks) * array.dtype.itemsize
     return {
         "shape": list(array.shape),
         "dtype": str(array.dtype),
         "chunk": list(array.chunks),
         "bytes": sum(size for path, size in sizes.items() if path.startswith(f"{name}/")),
+        "compression": round(decoded / sum(chunks), 2) if chunks else None,
     }

@@ -8,13 +8,26 @@ import dask
 import numpy as np
 import polars as pl
 
-from pipeline.store import SHARD_SAMPLES, LatentStore
+from pipeline.store import LatentStore
 
 
 def write_receipt(store: LatentStore) -> None:
     """Finish a store: read every live cell back and put down what is in it, if it is not already.
 
-    The receipt holds no times, host names or paths, so that equal stores have equal receipts.
+    raises  ArtefactError when a chunk is missing or damaged
+    """
+    head = receipt_head(store)
+    receipt = store.receipt()
+    if receipt and {key: receipt.get(key) for key in head} == head:
+        return
+    content = {**head, "arrays": array_digests(store)}
+    store.write_file("receipt.json", (json.dumps(content, indent=1) + "\n").encode())
+
+
+def receipt_head(store: LatentStore) -> dict[str, Any]:
+    """What a receipt says of a store without reading its data; JSON types only.
+
+    There are no times, host names or paths in it, so that equal stores have equal receipts.
     """
     config = {
         key: value
@@ -23,7 +36,7 @@ def write_receipt(store: LatentStore) -> None:
     }
     config["tokenizer"] = {k: v for k, v in config["tokenizer"].items() if k != "name"}
     live = store.samples.filter(pl.col("split").is_not_null()).sort("sample_id")
-    head = {
+    return {
         "format_version": store.attributes["format_version"],
         "config_digest": _json_digest(config),
         "manifest_digest": store.attributes["manifest_digest"],
@@ -32,11 +45,6 @@ def write_receipt(store: LatentStore) -> None:
         "samples": len(live),
         "by_split": dict(sorted(live["split"].value_counts().rows())),
     }
-    receipt = store.receipt()
-    if receipt and {key: receipt.get(key) for key in head} == head:
-        return
-    head["arrays"] = array_digests(store)
-    store.write_file("receipt.json", (json.dumps(head, indent=1) + "\n").encode())
 
 
 def _json_digest(value: Any) -> str:
@@ -55,16 +63,15 @@ def array_digests(store: LatentStore) -> dict[str, str]:
 
     places = np.flatnonzero(store.live)
     # A shard of samples that have all left the manifest need not be there.
-    blocks = np.unique(places // SHARD_SAMPLES).tolist()
+    length = store.shard_samples
+    blocks = np.unique(places // length).tolist()
     order = places[np.argsort(store.samples["sample_id"].to_numpy()[places], kind="stable")]
     digests = {}
-    for name in (*store.latent_arrays, "mask"):
+    for name in store.data_arrays:
         total = hashlib.sha256()
         for view in range(store.views):
             tasks = [dask.delayed(cell_digests)(name, view, block) for block in blocks]
             shards = dict(zip(blocks, dask.compute(*tasks, scheduler="threads"), strict=True))
-            total.update(
-                b"".join(shards[place // SHARD_SAMPLES][place % SHARD_SAMPLES] for place in order)
-            )
+            total.update(b"".join(shards[place // length][place % length] for place in order))
         digests[name] = total.hexdigest()
     return digests

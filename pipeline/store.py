@@ -1,15 +1,12 @@
 """The latent store: a zarr v3 group written once and read many times, cell by keyed cell.
 
-A cell is one view of one sample. A shard is one view of SHARD_SAMPLES consecutive samples: one
-zarr chunk in each array, written by one writer, invalidated before and keyed after its data.
+A cell is one view of one sample. A shard is one view of `shard_samples` consecutive samples:
+one zarr chunk in each array, written by one writer, invalidated before and keyed after its data.
 """
 
-import hashlib
 import io
 import json
-from collections.abc import Mapping
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +14,17 @@ import fsspec
 import numpy as np
 import polars as pl
 import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.augment import PARAMETERS, ViewPolicy, draw_views
-from pipeline.errors import ArtefactError, UsageError
+from pipeline.augment import ViewPolicy, draw_views
+from pipeline.errors import ArtefactError
+from pipeline.keys import cell_keys
 from pipeline.manifest import Manifest
 
-FORMAT_VERSION = 1
-# Raised whenever the same inputs would give other stored bytes; it enters every key.
-ENCODER_VERSION = 1
-# One chunk a shard: 64 cells are 0.4 MB of latents, large enough to stream, small enough to lose.
-SHARD_SAMPLES = 64
-KEY_BYTES = 16
-
-_SOFTWARE = ("gms-lmm", "torch", "diffusers", "kornia", "zarr", "pillow")
-_LATENT_NAMES = ("image_mean", "image_std", "mask_mean")
-_OWN_NAMES = {"zarr.json", "samples.parquet", *_LATENT_NAMES, "mask", "key"}
-_LATENT_CODECS = (Crc32cCodec(),)  # latents do not compress: measured 1.08×
-_MASK_CODECS = (ZstdCodec(level=3), Crc32cCodec())
+FORMAT_VERSION = 2
+LATENT_ARRAYS = ("image_mean", "image_std", "mask_mean")
+DATA_ARRAYS = (*LATENT_ARRAYS, "mask")
+CELL_ARRAYS = ("checksum", "key")  # what is kept of a cell beside its data
 
 
 class LatentStore:
@@ -95,7 +85,16 @@ class LatentStore:
 
     @property
     def latent_arrays(self) -> list[str]:
-        return [name for name in _LATENT_NAMES if name in self.group]
+        return [name for name in LATENT_ARRAYS if name in self.group]
+
+    @property
+    def data_arrays(self) -> list[str]:
+        """The latents' arrays and `mask`, in the order of a cell's checksums."""
+        return [*self.latent_arrays, "mask"]
+
+    @property
+    def arrays(self) -> list[str]:
+        return [*self.data_arrays, *CELL_ARRAYS]
 
     def array(self, name: str) -> zarr.Array[Any]:
         array = self.group[name]
@@ -103,6 +102,11 @@ class LatentStore:
         # A shard that happens to equal the fill value must still be a file: a missing file means
         # missing data. zarr does not keep this setting with the array.
         return array.with_config({"write_empty_chunks": True})
+
+    @cached_property
+    def shard_samples(self) -> int:
+        """Samples in one shard."""
+        return int(self.array("key").chunks[1])
 
     @cached_property
     def live(self) -> np.ndarray:
@@ -123,29 +127,48 @@ class LatentStore:
         return cell_keys(self.attributes, self.samples, self.plan, self.views)
 
     def stored_keys(self) -> np.ndarray:
-        """The keys as they stand; uint8 [view, sample, 16], all zero where nothing is stored."""
-        return self._read("key", (slice(self.views), slice(len(self.samples))), "a chunk of key")
+        """The keys as they stand, also of views no longer asked for; zero where nothing is stored.
+
+        returns  uint8 [≥ views, sample, 16]
+        """
+        return self._read("key", (slice(None), slice(len(self.samples))), "a chunk of key")
+
+    def checksums(self) -> np.ndarray:
+        """Checksums of key and content of each cell; uint8 [≥ views, sample, arrays, 8]."""
+        everything = (slice(None), slice(len(self.samples)))
+        return self._read("checksum", everything, "a chunk of checksum")
 
     def present(self) -> np.ndarray:
         """Which cells hold what the manifest and settings ask for; bool [view, sample]."""
-        matching = (self.stored_keys() == self.wanted_keys).all(axis=2)
+        matching = (self.stored_keys()[: self.views] == self.wanted_keys).all(axis=2)
         return np.asarray(matching & self.live)
 
     @cached_property
-    def _files(self) -> frozenset[str]:
-        return frozenset(path[len(self.root) + 1 :] for path in self.fs.find(self.root))
+    def files(self) -> dict[str, int]:
+        """Bytes of each file, by its path inside the store, as found when first asked for."""
+        self.fs.invalidate_cache()
+        found: dict[str, dict[str, Any]] = self.fs.find(self.root, detail=True)
+        return {path[len(self.root) + 1 :]: int(info["size"]) for path, info in found.items()}
+
+    def chunk_path(self, name: str, view: int, block: int) -> str:
+        """Where one shard of one array lies inside the store."""
+        return f"{name}/c/{view}/{block}" + "/0" * (self.array(name).ndim - 2)
+
+    def rows_of(self, block: int) -> slice:
+        """The rows of `samples` whose cells lie in a block."""
+        start = block * self.shard_samples
+        return slice(start, min(start + self.shard_samples, len(self.samples)))
 
     def read_shard(self, name: str, view: int, block: int) -> np.ndarray:
-        """One shard of one array: [≤ SHARD_SAMPLES, …].
+        """One shard of one array: [≤ shard_samples, …].
 
         raises  ArtefactError naming the chunk when it is missing or fails its checksum: zarr
                 would give the fill value for a missing one
         """
-        chunk = f"{name}/c/{view}/{block}" + "/0" * (self.array(name).ndim - 2)
-        if chunk not in self._files:
+        chunk = self.chunk_path(name, view, block)
+        if chunk not in self.files:
             raise ArtefactError(f"{self.url}: chunk {chunk} is missing", self._mend)
-        rows = slice(block * SHARD_SAMPLES, min((block + 1) * SHARD_SAMPLES, len(self.samples)))
-        return self._read(name, (view, rows), f"chunk {chunk}")
+        return self._read(name, (view, self.rows_of(block)), f"chunk {chunk}")
 
     def _read(self, name: str, selection: Any, what: str) -> np.ndarray:
         try:
@@ -156,11 +179,11 @@ class LatentStore:
 
     @property
     def _mend(self) -> str:
-        return f"encode the data set into a new store; {self.url} cannot be trusted any more"
+        return f"gms-lmm verify {self.url} names all that is damaged, encode --repair mends it"
 
     def blocks(self) -> int:
         """Shards along the sample axis."""
-        return -(-len(self.samples) // SHARD_SAMPLES)
+        return -(-len(self.samples) // self.shard_samples)
 
     def receipt(self) -> dict[str, Any] | None:
         """The receipt of a finished store, or None while it is being built."""
@@ -179,14 +202,23 @@ class LatentStore:
 
     def write_file(self, name: str, content: bytes) -> None:
         """Replace a file beside the arrays as a whole: readers see the old one or the new one."""
-        path, partial = f"{self.root}/{name}", f"{self.root}/{name}.partial"
-        self.fs.pipe_file(partial, content)
-        self.fs.mv(partial, path)
+        path = f"{self.root}/{name}"
+        if isinstance(self.fs, LocalFileSystem):
+            self.fs.pipe_file(f"{path}.partial", content)
+            self.fs.mv(f"{path}.partial", path)
+        else:  # object stores replace an object as a whole
+            self.fs.pipe_file(path, content)
 
     def write_samples(self, samples: pl.DataFrame) -> None:
         content = io.BytesIO()
         samples.write_parquet(content)
         self.write_file("samples.parquet", content.getvalue())
+
+    def remove_partial_files(self) -> None:
+        """Remove what killed writers left; nobody reads it."""
+        for file in self.files:
+            if file.endswith(".partial"):
+                self.fs.rm_file(f"{self.root}/{file}")
 
     def drop_receipt(self) -> None:
         if self.fs.exists(f"{self.root}/receipt.json"):
@@ -202,110 +234,18 @@ def open_store(url: str, mode: str = "r") -> LatentStore:
 
 
 def store_exists(url: str) -> bool:
-    """Whether there is a store at the URL; one whose creation was cut short does not count."""
+    """Whether there is a store at the URL; one whose creation was cut short does not count.
+
+    raises  ArtefactError when a prune was cut short while the old store was aside
+    """
     fs, root = fsspec.core.url_to_fs(url)
+    fs.invalidate_cache()
+    if not fs.exists(root) and fs.exists(f"{root}.old"):
+        raise ArtefactError(
+            f"{url} is not there, but {root}.old is: a prune was cut short",
+            f"gms-lmm prune {url} finishes it",
+        )
     path = f"{root}/zarr.json"
     return bool(fs.exists(path)) and "format_version" in json.loads(fs.cat_file(path)).get(
         "attributes", {}
     )
-
-
-def create_store(
-    url: str,
-    attributes: Mapping[str, Any],
-    samples: pl.DataFrame,
-    latent_shape: tuple[int, int, int],
-) -> LatentStore:
-    """Lay out an empty store: every array, its dimension names and units, and no data.
-
-    raises  UsageError when something else is at the URL
-    """
-    fs, root = fsspec.core.url_to_fs(url)
-    if fs.exists(root) and not _may_be_overwritten(fs, root):
-        raise UsageError(
-            f"{url} exists and is not a latent store", "choose a path that does not exist yet"
-        )
-    group = zarr.create_group(url, overwrite=True)
-    views, count, size = attributes["views"], len(samples), attributes["preprocessing"]["size"]
-    latent_names = ["image_mean", "mask_mean"]
-    if not attributes["tokenizer"]["deterministic"]:
-        latent_names.append("image_std")
-
-    def create(name: str, cell: tuple[int, ...], dtype: str, dims: list[str], **more: Any) -> None:
-        group.create_array(
-            name,
-            shape=(views, count, *cell),
-            chunks=(1, SHARD_SAMPLES, *cell),
-            dtype=dtype,
-            dimension_names=["view", "sample", *dims],
-            **more,
-        )
-
-    for name in latent_names:
-        create(
-            name,
-            latent_shape,
-            "float16",
-            ["channel", "y", "x"],
-            compressors=_LATENT_CODECS,
-            fill_value=np.float16("nan"),  # a foreign reader of an absent cell gets no plausible 0
-            attributes={"units": "raw tokenizer units, scaling factor not applied"},
-        )
-    create(
-        "mask", (size, size), "bool", ["row", "column"], compressors=_MASK_CODECS, fill_value=False
-    )
-    create("key", (KEY_BYTES,), "uint8", ["byte"], compressors=(Crc32cCodec(),), fill_value=0)
-
-    content = io.BytesIO()
-    samples.write_parquet(content)
-    fs.pipe_file(f"{root}/samples.parquet", content.getvalue())
-    # Last, and as a whole: format_version is what makes the folder a store.
-    software = {name: version(name) for name in _SOFTWARE}
-    group.attrs.update({"format_version": FORMAT_VERSION, **attributes, "software": software})
-    return open_store(url, "r+")
-
-
-def _may_be_overwritten(fs: Any, root: str) -> bool:
-    """Whether a folder is empty, or holds only what a creation that was cut short has left."""
-    if not fs.isdir(root):
-        return False
-    names = {path.rstrip("/").rpartition("/")[2] for path in fs.ls(root, detail=False)}
-    names = {name for name in names if not name.endswith(".partial")}
-    if "zarr.json" not in names:
-        return not names
-    attributes = json.loads(fs.cat_file(f"{root}/zarr.json")).get("attributes")
-    return not attributes and names <= _OWN_NAMES
-
-
-def cell_keys(
-    attributes: Mapping[str, Any], samples: pl.DataFrame, plan: pl.DataFrame, views: int
-) -> np.ndarray:
-    """Keys of all cells: a 128-bit BLAKE2b digest of everything that decides a cell's bytes.
-
-    That is: encoder version, preprocessing, storage dtype, tokenizer digest; image and mask bytes
-    (by sha256); and the view's parameters. Splits, names and paths do not enter, so that changing
-    them encodes nothing again.
-
-    returns  uint8 [view, sample, 16]
-    """
-    common = json.dumps(
-        [
-            ENCODER_VERSION,
-            dict(attributes["preprocessing"]),
-            attributes["tokenizer"]["digest"],
-            "float16",
-        ],
-        sort_keys=True,
-    )
-    prefix = hashlib.blake2b(common.encode(), digest_size=KEY_BYTES)
-    parameters = plan.select(PARAMETERS).to_numpy().astype("<f8")
-    keys = np.zeros((views, len(samples), KEY_BYTES), dtype=np.uint8)
-    hashes = samples.select("image_sha256", "mask_sha256").rows()
-    for sample, (image_sha256, mask_sha256) in enumerate(hashes):
-        of_sample = prefix.copy()
-        of_sample.update(f"{image_sha256} {mask_sha256}".encode())
-        for view in range(views):
-            cell = of_sample.copy()
-            cell.update(parameters[sample * views + view].tobytes())
-            keys[view, sample] = np.frombuffer(cell.digest(), dtype=np.uint8)
-    return keys

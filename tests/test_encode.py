@@ -44,8 +44,7 @@ def url(tmp_path: Path) -> str:
 @pytest.fixture
 def three_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two samples a shard, so that six samples are three of them."""
-    for module in ("store", "encode", "receipt", "cells"):
-        monkeypatch.setattr(f"pipeline.{module}.SHARD_SAMPLES", 2)
+    monkeypatch.setattr("pipeline.create.SHARD_SAMPLES", 2)
 
 
 def run(manifest: Manifest, url: str, tokenizer: Tokenizer, **settings: Any) -> EncodeReport:
@@ -172,9 +171,8 @@ def test_stopped_encode_goes_on_to_the_same_store(
 
 KILLED = """
 import os, signal, sys
-import pipeline.cells, pipeline.encode, pipeline.receipt, pipeline.store
-for module in (pipeline.cells, pipeline.encode, pipeline.receipt, pipeline.store):
-    module.SHARD_SAMPLES = 2
+import pipeline.create, pipeline.encode
+pipeline.create.SHARD_SAMPLES = 2
 from pipeline.manifest import read_manifest
 from pipeline.tokenizer import load_tokenizer
 
@@ -230,7 +228,7 @@ def fail_at_write(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return arm
 
 
-@pytest.mark.parametrize("writes", range(6))
+@pytest.mark.parametrize("writes", range(7))
 def test_whichever_write_fails_no_key_vouches_for_other_data(
     raw: Path,
     url: str,
@@ -245,7 +243,7 @@ def test_whichever_write_fails_no_key_vouches_for_other_data(
     before = digests(url)
     small.edit_image(raw, "benign (3)")
     with monkeypatch.context():
-        # One shard is six writes: its keys cleared, four arrays, its keys set.
+        # One shard is seven writes: its keys cleared, four arrays, checksums, keys.
         fail_at_write(writes)
         with pytest.raises(OSError, match="No space left"):
             run(small.ingest(raw), url, tokenizer, views=1)

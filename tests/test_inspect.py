@@ -49,7 +49,7 @@ def test_bytes_are_those_of_the_files(small_store: str) -> None:
     assert facts["bytes_per_view"] == pytest.approx(chunks / 3, abs=1)
     assert {name: array["bytes"] for name, array in facts["arrays"].items()} == {
         name: size_of(store / name)
-        for name in ("image_mean", "image_std", "mask_mean", "mask", "key")
+        for name in ("image_mean", "image_std", "mask_mean", "mask", "checksum", "key")
     }
 
 

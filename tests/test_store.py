@@ -14,10 +14,12 @@ import zarr
 from PIL import Image
 
 from pipeline.augment import PARAMETERS, draw_views
+from pipeline.create import create_store
 from pipeline.encode import encode
 from pipeline.errors import ArtefactError, UsageError
+from pipeline.keys import cell_keys
 from pipeline.receipt import array_digests
-from pipeline.store import cell_keys, create_store, open_store, store_exists
+from pipeline.store import open_store, store_exists
 from pipeline.tokenizer import load_tokenizer
 
 ATTRIBUTES: dict[str, Any] = {
@@ -70,6 +72,7 @@ def test_plain_zarr_reads_arrays_dimensions_and_units(small_store: str) -> None:
         "image_std": latent,
         "mask_mean": latent,
         "mask": ((3, 6, small.SIZE_PX, small.SIZE_PX), "bool", ("view", "sample", "row", "column")),
+        "checksum": ((3, 6, 4, 8), "uint8", ("view", "sample", "array", "byte")),
         "key": ((3, 6, 16), "uint8", ("view", "sample", "byte")),
     }
     for name in ("image_mean", "image_std", "mask_mean"):
@@ -92,7 +95,7 @@ def test_plain_polars_reads_the_rows_in_array_order(small_store: str) -> None:
 
 def test_attributes_say_how_the_store_was_made(small_store: str) -> None:
     attributes = json.loads(Path(small_store, "zarr.json").read_text())["attributes"]
-    assert attributes["format_version"] == 1
+    assert attributes["format_version"] == 2
     assert attributes["tokenizer"]["scaling_factor"] == 0.18215
     assert re.fullmatch("[0-9a-f]{64}", attributes["tokenizer"]["digest"])
     assert attributes["preprocessing"]["size"] == small.SIZE_PX
@@ -141,7 +144,7 @@ def test_every_key_changes_with_tokenizer_and_preprocessing(attributes: dict[str
 
 def test_every_key_changes_with_the_encoder_version(monkeypatch: pytest.MonkeyPatch) -> None:
     before = keys()
-    monkeypatch.setattr("pipeline.store.ENCODER_VERSION", 2)
+    monkeypatch.setattr("pipeline.keys.ENCODER_VERSION", 2)
     assert changed(before, keys()) == [[True, True]] * 3
 
 
@@ -281,7 +284,7 @@ def test_nothing_and_other_things_are_no_store(tmp_path: Path) -> None:
 
 def test_store_of_another_format_is_refused_by_number(store_copy: Path) -> None:
     zarr.open_group(str(store_copy), mode="r+").attrs["format_version"] = 99
-    with pytest.raises(ArtefactError, match="store format 99, this version reads format 1"):
+    with pytest.raises(ArtefactError, match="store format 99, this version reads format 2"):
         open_store(str(store_copy))
 
 

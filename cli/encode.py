@@ -1,11 +1,11 @@
 """gms-lmm encode: manifest in, latent store out."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from cli.options import (
+    BatchSize,
     device_option,
     emit,
     json_option,
@@ -14,21 +14,6 @@ from cli.options import (
     size_option,
     view_seed_option,
 )
-
-
-class BatchSize(click.ParamType[int | None]):
-    """A positive number, or `auto` as None."""
-
-    name = "auto|N"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | None:
-        if value == "auto":
-            return None
-        if not str(value).isdigit() or int(value) < 1:
-            self.fail(f"{value!r} is neither 'auto' nor a positive number", param, ctx)
-        return int(value)
 
 
 @click.command("encode")

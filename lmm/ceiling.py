@@ -76,6 +76,7 @@ def ceiling(
     psnr, no_psnr = None, None
     try:
         psnr = _image_psnr(parts, _originals(store, ids), tokenizer, tick)
+        no_psnr = None if np.isfinite(psnr).any() else "every image comes back to the bit"
     except InputError as error:
         no_psnr = error.message
     # A store that has grown holds its samples in order of arrival.

@@ -167,8 +167,8 @@ def predict(
                 an image or cannot be written, or a batch does not fit into memory
     """
     require_distinct_stems(images)
-    _require_apart(images, out)
     folders = [out, out / "grey"] if grey else [out]
+    _require_apart(images, folders)
     _make(folders)
     started = time.monotonic()
     skipped: list[ImageError] = []
@@ -330,11 +330,11 @@ def _tokenizer_of(run: Run, name: str | None, device: torch.device) -> Tokenizer
     return tokenizer
 
 
-def _require_apart(images: Sequence[Path], out: Path) -> None:
-    """Raise UsageError when a mask would be written over one of the images."""
-    home = out.resolve()
+def _require_apart(images: Sequence[Path], folders: Sequence[Path]) -> None:
+    """Raise UsageError when a mask or grey map would be written over one of the images."""
+    homes = {folder.resolve() for folder in folders}
     for path in images:
-        if path.parent.resolve() == home and path.name == f"{path.stem}.png":
+        if path.parent.resolve() in homes and path.name == f"{path.stem}.png":
             raise UsageError(f"the mask of {path} would replace it", "-o another folder")
 
 

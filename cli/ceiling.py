@@ -44,8 +44,7 @@ def command(store: str, split: str, device: str, as_json: bool) -> None:
 
 
 def _show(summary: dict[str, Any]) -> None:
-    title = f"{summary['split']}: {summary['n']} images through {summary['tokenizer']} alone"
-    grid = Table(title=title, title_justify="left")
+    grid = Table(title=f"{summary['split']}: {summary['n']} images", title_justify="left")
     for heading in ("", "mean", "sd", "worst"):
         grid.add_column(heading, justify="left" if not heading else "right")
     for key, label, factor in (
@@ -59,4 +58,5 @@ def _show(summary: dict[str, Any]) -> None:
         mean, worst = summary["image_psnr_db"], summary["image_psnr_db_worst"]
         grid.add_row("image PSNR dB", f"{mean:.2f}", "", f"{worst:.2f}")
     Console(highlight=False).print(grid)
+    click.echo(f"tokenizer alone: {summary['tokenizer']}")
     click.echo(f"worst mask: {summary['worst']}; missed {summary['missed']}")

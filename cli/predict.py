@@ -17,7 +17,7 @@ from cli.options import (
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
-    from lmm.predict import Prediction
+    from lmm.predict_files import Prediction
 
 
 @click.command("predict")
@@ -81,11 +81,14 @@ def command(
     found = find_images(images)
     require_distinct_stems(found)
 
-    from lmm.predict import load, predict
+    from lmm.predict import load
+    from lmm.predict_files import predict_files
 
     model = load(run_path, tokenizer=tokenizer, size=size, device=device, precision=precision)
     with progress_bar("predict", "images") as progress:
-        done = predict(model, found, output, grey=grey, batch_size=batch_size, progress=progress)
+        done = predict_files(
+            model, found, output, grey=grey, batch_size=batch_size, progress=progress
+        )
     result = {
         "run": str(run_path),
         "n": done.n,

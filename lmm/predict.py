@@ -1,10 +1,5 @@
-"""New images in, masks at their own size out: tokenizer, LMM and decoder loaded once, as one."""
+"""A new image in, its mask at its own size out: tokenizer, LMM and decoder as one."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +12,12 @@ from lmm.checkpoint import Run, open_run
 from lmm.decoder import THRESHOLD, MaskDecoder
 from lmm.latents import model_latent
 from lmm.model import LatentMappingModel
-from pipeline.ahead import map_ahead
-from pipeline.cells import is_out_of_memory
 from pipeline.device import choose_device, choose_precision
 from pipeline.errors import ArtefactError, UsageError
-from pipeline.image_files import require_distinct_stems
 from pipeline.images import ImageError, ImageU8, Mask, read_image, read_pillow, resize_image
 from pipeline.tokenizer import Tokenizer, load_tokenizer, load_tokenizer_of, require_multiple
 
 Grey = NDArray[np.float32]
-
-# Images at a time: a GPU wants many; a CPU is fastest with what fits its cache.
-BATCH = {"cuda": 64, "cpu": 2}
 
 
 class Predictor:
@@ -71,10 +60,10 @@ class Predictor:
         """
         image_u8 = _pixels_of(image)
         grey = self.grey_maps(resize_image(image_u8, self.size)[None])[0]
-        fault = _fault_of(grey, Path(image) if isinstance(image, str | Path) else Path("image"))
+        fault = fault_of(grey, Path(image) if isinstance(image, str | Path) else Path("image"))
         if fault:
             raise fault
-        return _at_size(grey, image_u8.shape[0], image_u8.shape[1])
+        return at_size(grey, image_u8.shape[0], image_u8.shape[1])
 
     @torch.inference_mode()
     def grey_maps(self, images_u8: ImageU8) -> Grey:
@@ -92,24 +81,6 @@ class Predictor:
             z_mask_hat = self.model(z_image)["out"]
         grey: Grey = self.decoder(z_mask_hat.float()).cpu().numpy()
         return grey
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What `predict` did.
-
-    n        masks written
-    seconds  from the first image read to the last mask written
-    skipped  the images that have no mask, each with its fault
-    """
-
-    n: int
-    seconds: float
-    skipped: list[ImageError]
-
-    @property
-    def images_per_s(self) -> float:
-        return self.n / self.seconds
 
 
 def load(
@@ -145,98 +116,8 @@ def load(
     return Predictor(run.model(chosen), loaded, side, choose_precision(precision, chosen))
 
 
-def predict(
-    model: Predictor,
-    images: Sequence[Path],
-    out: Path,
-    *,
-    grey: bool = False,
-    batch_size: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Prediction:
-    """Write the mask of every image as OUT/STEM.png, 0 and 255, at the image's own size.
-
-    Images are read and masks written in threads beside the device. An image that cannot be read
-    is skipped and named in the result; the masks of the others are written all the same. A mask
-    that exists is replaced, each as a whole.
-
-    grey        also write OUT/grey/STEM.png: the grey map at the same size, [0, 1] as 0…255
-    batch_size  images at a time; None takes one that suits the device
-    progress    called with (images done, images in all)
-    raises      InputError when two images have the same stem; UsageError when a mask would replace
-                an image or cannot be written, or a batch does not fit into memory
-    """
-    require_distinct_stems(images)
-    folders = [out, out / "grey"] if grey else [out]
-    _require_apart(images, folders)
-    _make(folders)
-    started = time.monotonic()
-    skipped: list[ImageError] = []
-    pictures = _sound(map_ahead(partial(_read, size=model.size), images), skipped)
-    batches = _batches(pictures, batch_size or BATCH.get(model.device.type, 8))
-    maps = _sound(_grey_maps(model, batches), skipped)
-    n = 0
-    for n, _ in enumerate(map_ahead(partial(_write, folders=folders), maps), 1):
-        if progress:
-            progress(n + len(skipped), len(images))
-    if progress and skipped:
-        progress(len(images), len(images))
-    return Prediction(n, time.monotonic() - started, skipped)
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """An image on its way: its own size, and its pixels or grey map at the model's size."""
-
-    path: Path
-    height: int
-    width: int
-    pixels: NDArray[Any]
-
-
-def _read(path: Path, size: int) -> _Picture | ImageError:
-    try:
-        image_u8 = read_image(path)
-    except ImageError as fault:
-        return fault
-    height, width, _ = image_u8.shape
-    return _Picture(path, height, width, resize_image(image_u8, size))
-
-
-def _sound(
-    results: Iterable[_Picture | ImageError], skipped: list[ImageError]
-) -> Iterator[_Picture]:
-    """The pictures among the results; the faults go into `skipped`."""
-    for result in results:
-        if isinstance(result, ImageError):
-            skipped.append(result)
-        else:
-            yield result
-
-
-def _batches(pictures: Iterator[_Picture], count: int) -> Iterator[list[_Picture]]:
-    while batch := list(islice(pictures, count)):
-        yield batch
-
-
-def _grey_maps(
-    model: Predictor, batches: Iterable[list[_Picture]]
-) -> Iterator[_Picture | ImageError]:
-    for batch in batches:
-        try:
-            maps = model.grey_maps(np.stack([one.pixels for one in batch]))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UsageError(
-                f"{len(batch)} images at a time are more than the memory of {model.device}",
-                "a smaller --batch-size, --precision bf16 or --device cpu",
-            ) from error
-        for one, grey in zip(batch, maps, strict=True):
-            yield _fault_of(grey, one.path) or replace(one, pixels=grey)
-
-
-def _fault_of(grey: Grey, path: Path) -> ImageError | None:
+def fault_of(grey: Grey, path: Path) -> ImageError | None:
+    """What is wrong with a grey map, as a fault of its image; None when it is finite."""
     # A comparison with NaN is False: it would pass for background.
     if np.isfinite(grey).all():
         return None
@@ -244,23 +125,8 @@ def _fault_of(grey: Grey, path: Path) -> ImageError | None:
     return ImageError(path, "not-finite", detail, "look at the image; --precision fp32")
 
 
-def _write(one: _Picture, folders: list[Path]) -> None:
-    """The mask into the first folder, the grey map into the second where there is one."""
-    grey = _at_size(one.pixels, one.height, one.width)
-    levels = [(grey > THRESHOLD) * np.uint8(255), np.rint(grey * 255).astype(np.uint8)]
-    for folder, pixels_u8 in zip(folders, levels, strict=False):
-        path = folder / f"{one.path.stem}.png"
-        unfinished = folder / f"{path.name}.partial"
-        try:
-            Image.fromarray(pixels_u8).save(unfinished, "png")
-            unfinished.replace(path)
-        except OSError as error:
-            raise UsageError(
-                f"{path} cannot be written: {error.strerror}", "-o a folder that can be written"
-            ) from error
-
-
-def _at_size(grey: Grey, height: int, width: int) -> Grey:
+def at_size(grey: Grey, height: int, width: int) -> Grey:
+    """A grey map at another size: bilinear, antialiased where it shrinks (Pillow's filter)."""
     # The filter by which the image was resized, so that both sides agree on where pixels lie.
     resized = Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR)
     return np.array(resized)
@@ -328,21 +194,3 @@ def _tokenizer_of(run: Run, name: str | None, device: torch.device) -> Tokenizer
             "--tokenizer the one that its weights were trained with",
         )
     return tokenizer
-
-
-def _require_apart(images: Sequence[Path], folders: Sequence[Path]) -> None:
-    """Raise UsageError when a mask or grey map would be written over one of the images."""
-    homes = {folder.resolve() for folder in folders}
-    for path in images:
-        if path.parent.resolve() in homes and path.name == f"{path.stem}.png":
-            raise UsageError(f"the mask of {path} would replace it", "-o another folder")
-
-
-def _make(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(
-                f"{folder} cannot be made: {error.strerror}", "-o a folder that can be written"
-            ) from error

@@ -12,19 +12,13 @@ from PIL import Image
 
 import lmm.predict
 from cli.main import main
-from lmm.checkpoint import import_checkpoint
+from lmm.checkpoint import Run, import_checkpoint
 from lmm.model import LatentMappingModel
-from lmm.settings import TrainSettings
-from lmm.train import train
-from pipeline.store import open_store
 
 
-@pytest.fixture(scope="module")
-def run_path(small_store: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("cli_predict") / "run"
-    settings = TrainSettings(loss="lm", epochs=1, batch_size=1, width=16)
-    train(open_store(small_store), path, settings, device=torch.device("cpu"))
-    return str(path)
+@pytest.fixture
+def run_path(small_run: Run) -> str:
+    return str(small_run.path)
 
 
 @pytest.fixture

@@ -11,13 +11,12 @@ import torch
 from PIL import Image
 
 import lmm.predict
-from lmm.checkpoint import Run, import_checkpoint, open_run
+from lmm.checkpoint import Run, import_checkpoint
 from lmm.evaluate import evaluate
 from lmm.model import LatentMappingModel
-from lmm.predict import Predictor, load, predict
-from lmm.settings import TrainSettings
-from lmm.train import train
-from pipeline.errors import ArtefactError, InputError, UsageError
+from lmm.predict import Predictor, load
+from lmm.predict_files import predict_files
+from pipeline.errors import ArtefactError, UsageError
 from pipeline.images import ImageError
 from pipeline.store import open_store
 
@@ -28,16 +27,8 @@ COLOURS = RNG.integers(0, 256, (90, 120, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
-def run(small_store: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    path = tmp_path_factory.mktemp("predict") / "run"
-    settings = TrainSettings(loss="lm", epochs=2, batch_size=1, width=16)
-    train(open_store(small_store), path, settings, device=CPU)
-    return open_run(path)
-
-
-@pytest.fixture(scope="module")
-def model(run: Run) -> Predictor:
-    return load(run, device="cpu", precision="fp32")
+def model(small_run: Run) -> Predictor:
+    return load(small_run, device="cpu", precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +54,10 @@ def rotated(path: Path) -> Path:
 
 
 def test_the_mask_is_that_of_evaluate_for_an_image_at_the_store_s_size(
-    run: Run, model: Predictor, small_store: str, tmp_path: Path
+    small_run: Run, model: Predictor, small_store: str, tmp_path: Path
 ) -> None:
     store = open_store(small_store)
-    evaluation = evaluate(run, store, "test", CPU)
+    evaluation = evaluate(small_run, store, "test", CPU)
     assert evaluation.masks.any()
     assert not evaluation.masks.all()
     source = store.source()
@@ -122,7 +113,7 @@ def test_a_mask_has_the_size_of_the_image_as_displayed(
     path = make(tmp_path / "image.png")  # type: ignore[operator]
     mask = model(path)
     assert (mask.shape, mask.dtype) == (shape, np.bool_)
-    predict(model, [path], tmp_path / "masks")
+    predict_files(model, [path], tmp_path / "masks")
     with Image.open(tmp_path / "masks" / "image.png") as written:
         assert (written.mode, written.size) == ("L", shape[::-1])
         np.testing.assert_array_equal(np.array(written), mask * np.uint8(255))
@@ -163,79 +154,6 @@ def test_an_image_that_cannot_serve_is_refused(
         model(image)  # type: ignore[arg-type]
 
 
-def test_files_that_cannot_be_read_are_named_and_the_others_predicted(
-    model: Predictor, tmp_path: Path
-) -> None:
-    good = [save(tmp_path / f"{name}.png", COLOURS) for name in "ace"]
-    whole = good[0].read_bytes()
-    (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "d.png").write_text("no image")
-    calls: list[tuple[int, int]] = []
-    done = predict(
-        model,
-        [tmp_path / f"{name}.png" for name in "abcde"],
-        tmp_path / "masks",
-        progress=lambda *call: calls.append(call),
-    )
-    assert done.n == 3
-    assert [fault.path.name for fault in done.skipped] == ["b.png", "d.png"]
-    assert sorted(p.name for p in (tmp_path / "masks").iterdir()) == ["a.png", "c.png", "e.png"]
-    assert calls[-1] == (5, 5)
-
-
-def test_batches_of_any_size_give_the_masks_of_single_images(
-    model: Predictor, tmp_path: Path
-) -> None:
-    images = [save(tmp_path / f"{i}.png", np.roll(COLOURS, 9 * i, axis=0)[:80]) for i in range(5)]
-    for batch_size in (1, 2, 5):
-        predict(model, images, tmp_path / "masks", grey=True, batch_size=batch_size)
-        for path in images:
-            grey = model.grey(path)
-            written = np.array(Image.open(tmp_path / "masks" / "grey" / path.name))
-            assert written.dtype == np.uint8
-            assert np.abs(written - 255 * grey).max() < 0.5 + 255 * NEAR
-            certain = np.abs(grey - 0.5) > NEAR
-            mask = np.array(Image.open(tmp_path / "masks" / path.name))
-            assert set(np.unique(mask)) <= {0, 255}
-            np.testing.assert_array_equal(mask[certain] > 0, grey[certain] > 0.5)
-
-
-def test_twice_gives_the_same_bytes(model: Predictor, tmp_path: Path) -> None:
-    path = save(tmp_path / "a.png", COLOURS)
-    predict(model, [path], tmp_path / "masks")
-    first = (tmp_path / "masks" / "a.png").read_bytes()
-    predict(model, [path], tmp_path / "masks")
-    assert [p.name for p in (tmp_path / "masks").iterdir()] == ["a.png"]
-    assert (tmp_path / "masks" / "a.png").read_bytes() == first
-
-
-def test_one_stem_twice_is_refused_before_anything_is_written(
-    model: Predictor, tmp_path: Path
-) -> None:
-    images = [save(tmp_path / "a.png", COLOURS), save(tmp_path / "a.jpg", COLOURS)]
-    with pytest.raises(InputError, match=r"a\.png and .*a\.jpg"):
-        predict(model, images, tmp_path / "masks")
-    assert not (tmp_path / "masks").exists()
-
-
-def test_a_mask_never_replaces_an_image(model: Predictor, tmp_path: Path) -> None:
-    path = save(tmp_path / "a.png", COLOURS)
-    before = path.read_bytes()
-    with pytest.raises(UsageError, match=r"the mask of .*a\.png would replace it"):
-        predict(model, [path], tmp_path)
-    assert path.read_bytes() == before
-    (tmp_path / "grey").mkdir()
-    inner = save(tmp_path / "grey" / "a.png", COLOURS)
-    with pytest.raises(UsageError, match="would replace it"):
-        predict(model, [inner], tmp_path, grey=True)
-
-
-def test_a_folder_that_cannot_be_written_is_a_usage_error(model: Predictor, tmp_path: Path) -> None:
-    path = save(tmp_path / "a.png", COLOURS)
-    with pytest.raises(UsageError, match="cannot be made: File exists"):
-        predict(model, [path], path)
-
-
 def test_output_that_is_not_finite_is_no_empty_mask(
     model: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,7 +166,7 @@ def test_output_that_is_not_finite_is_no_empty_mask(
         return mean, None
 
     monkeypatch.setattr(model.tokenizer, "encode", overflowing)
-    done = predict(model, images, tmp_path / "masks", batch_size=2)
+    done = predict_files(model, images, tmp_path / "masks", batch_size=2)
     assert (done.n, [fault.path.name for fault in done.skipped]) == (1, ["a.png"])
     with pytest.raises(ImageError, match=r"a\.png: gives latents or a mask that are not finite"):
         model(images[0])
@@ -274,22 +192,25 @@ def test_an_imported_run_refuses_a_tokenizer_of_other_channels(
 
 
 def test_another_tokenizer_than_the_run_s_is_refused_naming_both(
-    run: Run, kl_folder: Path, tmp_path: Path
+    small_run: Run, kl_folder: Path, tmp_path: Path
 ) -> None:
     small.small_kl(seed=1).save_pretrained(tmp_path / "other")
     with pytest.raises(ArtefactError, match=r"trained on latents of '.*/kl' .*'.*/other' is "):
-        load(run, tokenizer=str(tmp_path / "other"))
+        load(small_run, tokenizer=str(tmp_path / "other"))
     with pytest.raises(UsageError, match=r"trained at 64 px, asked for is 128 px"):
-        load(run, size=128)
+        load(small_run, size=128)
 
 
 def test_weights_that_moved_are_named_by_their_new_place(
-    run: Run, model: Predictor, kl_folder: Path, tmp_path: Path
+    small_run: Run, model: Predictor, kl_folder: Path, tmp_path: Path
 ) -> None:
     moved = tmp_path / "moved"
     moved.symlink_to(kl_folder)
-    gone = {**run.description, "tokenizer": {**(run.tokenizer or {}), "name": "/gone/kl"}}
-    stale = dataclasses.replace(run, description=gone)
+    gone = {
+        **small_run.description,
+        "tokenizer": {**(small_run.tokenizer or {}), "name": "/gone/kl"},
+    }
+    stale = dataclasses.replace(small_run, description=gone)
     with pytest.raises(ArtefactError, match="/gone/kl"):
         load(stale)
     again = lmm.predict.load(stale, tokenizer=str(moved), device="cpu", precision="fp32")

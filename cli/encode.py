@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import (
+    BatchSize,
     device_option,
     emit,
     json_option,
@@ -17,21 +18,6 @@ from cli.options import (
 
 if TYPE_CHECKING:
     from pipeline.lock import Partition
-
-
-class BatchSize(click.ParamType[int | None]):
-    """A positive number, or `auto` as None."""
-
-    name = "auto|N"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | None:
-        if value == "auto":
-            return None
-        if not str(value).isdigit() or int(value) < 1:
-            self.fail(f"{value!r} is neither 'auto' nor a positive number", param, ctx)
-        return int(value)
 
 
 class PartitionType(click.ParamType["Partition"]):

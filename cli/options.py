@@ -21,6 +21,22 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+
+class BatchSize(click.ParamType[int | None]):
+    """A positive number, or `auto` as None."""
+
+    name = "auto|N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        if value == "auto":
+            return None
+        if not str(value).isdigit() or int(value) < 1:
+            self.fail(f"{value!r} is neither 'auto' nor a positive number", param, ctx)
+        return int(value)
+
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there."
 )

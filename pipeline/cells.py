@@ -44,7 +44,7 @@ class CellEncoder:
                 batches.append(self._batch(images_u8[rows], masks[rows], plan[rows], precision))
                 start += self.batch_size
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if self.batch_size == 1:
                     raise UsageError(
@@ -74,6 +74,7 @@ class CellEncoder:
         return cells
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch ran out of memory, on whatever device."""
     # A CPU allocation that fails is a plain RuntimeError with these words.
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)

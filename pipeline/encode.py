@@ -190,19 +190,19 @@ def _encode_cells(
     """Side by side: the next block's images decode, this shard encodes, the last is written."""
     encoder = CellEncoder(tokenizer, precision, batch_size)
     done, total = 0, int(todo.sum())
-    written: list[Future[None]] = []
+    writing: Future[None] | None = None
     with ThreadPoolExecutor(1, "writer") as writer:
         for shards, images, masks, places in _decoded_blocks(store, todo, manifest):
             for shard in shards:
                 cells = _shard_cells(store, shard, encoder, images, masks, places)
-                written.append(writer.submit(_write_shard, store, shard, cells))
-                if len(written) > 2:  # two shards in flight bound the memory held
-                    written.pop(0).result()
+                if writing:  # a killed process loses one encoded shard, not several
+                    writing.result()
+                writing = writer.submit(_write_shard, store, shard, cells)
                 done += len(shard.rows)
                 if progress:
                     progress(done, total)
-        for write in written:
-            write.result()
+        if writing:
+            writing.result()
 
 
 def _decoded_blocks(

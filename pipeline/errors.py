@@ -31,7 +31,7 @@ class UsageError(GmsLmmError):
 
 
 class InputError(GmsLmmError):
-    """Bad input data; nothing has been written."""
+    """Bad input data; nothing has been written, unless the message says so."""
 
     exit_code = 3
 

@@ -3,7 +3,8 @@
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Never
 
@@ -49,11 +50,19 @@ def read_image(path: Path) -> ImageU8:
     raises     ImageError when the file is missing, damaged, not an image, multi-frame, too large,
                or has pixels of more than 16 bits
     """
-    image = _load(path)
-    if image.mode in SIXTEEN_BIT_MODES:
-        grey = (_sixteen_bit(image, path).astype(np.uint32) * 255 + 32767) // 65535
-        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-    return np.array(_rgb(image, path))
+    return _rgb_u8(_load(path), path)
+
+
+def read_pillow(image: Image.Image) -> ImageU8:
+    """An image that Pillow has opened or made, as 8-bit RGB, upright: as read_image does.
+
+    returns    (H, W, 3) uint8, 0…255
+    raises     ImageError as read_image does
+    """
+    path = Path(getattr(image, "filename", "") or "image")
+    with _named_faults(path):
+        upright = _upright(image, path)
+    return _rgb_u8(upright, path)
 
 
 def read_mask(path: Path, *, labels: bool = False) -> Mask:
@@ -111,16 +120,26 @@ def resize_mask(mask: Mask, size: int) -> Mask:
 
 def _load(path: Path) -> Image.Image:
     """The file's one frame, decoded in full and turned upright."""
+    with _named_faults(path), Image.open(path) as image:
+        return _upright(image, path)
+
+
+def _upright(image: Image.Image, path: Path) -> Image.Image:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        detail = f"holds {frames} frames; a sample is one image"
+        raise ImageError(path, "multi-frame", detail, "save the frame that is meant alone")
+    image.load()
+    if image.mode == "F":
+        _refuse_depth(image, path)
+    return ImageOps.exif_transpose(image)
+
+
+@contextmanager
+def _named_faults(path: Path) -> Iterator[None]:
+    """Whatever Pillow raises on opening and decoding a file, as an ImageError that names it."""
     try:
-        with Image.open(path) as image:
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1:
-                detail = f"holds {frames} frames; a sample is one image"
-                raise ImageError(path, "multi-frame", detail, "save the frame that is meant alone")
-            image.load()
-            if image.mode == "F":
-                _refuse_depth(image, path)
-            return ImageOps.exif_transpose(image)
+        yield
     except FileNotFoundError:
         detail = "no such file"
         raise ImageError(path, "missing", detail, "restore the file from its archive") from None
@@ -133,6 +152,13 @@ def _load(path: Path) -> Image.Image:
     except DAMAGE as error:
         detail = f"cannot be decoded: {error}"
         raise ImageError(path, "unreadable", detail, "fetch the file again") from error
+
+
+def _rgb_u8(image: Image.Image, path: Path) -> ImageU8:
+    if image.mode in SIXTEEN_BIT_MODES:
+        grey = (_sixteen_bit(image, path).astype(np.uint32) * 255 + 32767) // 65535
+        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+    return np.array(_rgb(image, path))
 
 
 def _rgb(image: Image.Image, path: Path) -> Image.Image:

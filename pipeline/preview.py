@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.augment import apply_views, draw_views
 from pipeline.encode import decode_sample
 from pipeline.errors import UsageError
+from pipeline.fidelity import psnr_db
 from pipeline.images import ImageU8, Mask
 from pipeline.manifest import Manifest
 from pipeline.tokenizer import Tokenizer, require_multiple
@@ -28,7 +29,7 @@ class RoundTrip:
     """What is left of one sample after D(E(·)); both are numbers to be read, not only looked at.
 
     image_pm1  (3, S, S) float32 in [-1, 1]; mask_01 (S, S) float32 in [0, 1]
-    psnr_db    of the image, 255 being the peak; infinite when nothing is lost
+    psnr_db    of the image; infinite when nothing is lost
     dsc        of the mask thresholded at 0.5, in [0, 1]; 1 when both are empty
     """
 
@@ -115,13 +116,12 @@ def round_trip(image_u8: ImageU8, mask: Mask, tokenizer: Tokenizer) -> RoundTrip
     with torch.inference_mode():
         decoded = tokenizer.decode(latent).cpu().clamp(-1, 1)
     mask_01 = (decoded[1].mean(dim=0) + 1) / 2
-    error = float((decoded[0] - image_pm1).square().mean())
     found = mask_01.numpy() > 0.5
     both, either = int((found & mask).sum()), int(found.sum()) + int(mask.sum())
     return RoundTrip(
         image_pm1=decoded[0],
         mask_01=mask_01,
-        psnr_db=10 * math.log10(4 / error) if error else math.inf,
+        psnr_db=float(psnr_db(decoded[:1], image_pm1[None])),
         dsc=2 * both / either if either else 1.0,
     )
 

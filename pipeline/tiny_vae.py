@@ -44,22 +44,22 @@ SAVE_EVERY = 100  # steps
 class Recipe:
     """Settings of one training run; a phase is (share of all steps, batch, crop size in px)."""
 
-    steps: int = 2400
+    steps: int = 10_000
     seed: int = 0
     # Small crops are quick; the last phase sees whole pictures, so that the statistics inside
     # GroupNorm are those of use.
-    phases: tuple[tuple[float, int, int], ...] = ((0.6, 8, 64), (0.85, 8, 112), (1.0, 3, 224))
+    phases: tuple[tuple[float, int, int], ...] = ((0.6, 16, 64), (0.9, 8, 112), (1.0, 4, 224))
     lr: float = 2e-3
     warmup_steps: int = 100
     # Without more weight on colour, and on averages of 16 × 16 px, the colour of even areas is
     # learned last: most pictures are grey.
-    chroma_weight: float = 3.0
+    chroma_weight: float = 2.0
     coarse_weight: float = 1.0
-    kl_weight: float = 3e-4
+    kl_weight: float = 1.5e-4
     # A decoder that ignores colour and an encoder that drops it keep each other so. While guided,
     # half of each batch is decoded from the teacher's latents instead, and the encoder is pulled
     # there: two plain regressions. Afterwards both are free to do better than the teacher.
-    guided_share: float = 0.6
+    guided_share: float = 0.4
     guided_weight: float = 0.5
     free_weight: float = 0.01
     ema_decay: float = 0.99

@@ -32,7 +32,7 @@ PHOTOS = {
     "gravel.png": "CC0 (CC0Textures)",
     "cell.png": "CC0 (scikit-image)",
 }
-SHARES = {"ultrasound": 0.3, "phantom": 0.03, "colour": 0.4, "mask": 0.22, "extreme": 0.05}
+SHARES = {"ultrasound": 0.43, "phantom": 0.07, "colour": 0.24, "mask": 0.22, "extreme": 0.04}
 PHANTOM_COUNT = 300
 FULL_PX = 224  # the size at which the project encodes: crops show this scale, more or less
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.fidelity import psnr_db
 from pipeline.images import read_image, read_union, resize_image, resize_mask
 from pipeline.layouts import layout_named
 from pipeline.tiny_vae_pictures import find_entries
@@ -61,12 +62,6 @@ def round_trip(tokenizer: Tokenizer, pixels_pm1: torch.Tensor) -> tuple[torch.Te
         means.append(mean)
         stds.append(torch.zeros_like(mean) if std is None else std)
     return torch.cat(outputs), torch.cat(means), torch.cat(stds)
-
-
-def psnr_db(output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio (N,) in dB of pixels in [-1, 1]: the peak is 2."""
-    error = (output - truth).square().mean(dim=(1, 2, 3))
-    return 10 * torch.log10(4 / error)
 
 
 def mask_dsc(output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

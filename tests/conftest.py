@@ -10,9 +10,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import small
+import torch
 
+from lmm.checkpoint import Run, open_run
+from lmm.settings import TrainSettings
+from lmm.train import train
 from pipeline.encode import encode
 from pipeline.manifest import build_manifest
+from pipeline.store import open_store
 from pipeline.tokenizer import load_tokenizer
 
 ASSETS = Path(os.environ.get("GMS_LMM_ASSETS", Path(__file__).parents[2] / "shared"))
@@ -45,6 +50,15 @@ def small_store(tmp_path_factory: pytest.TempPathFactory, kl_folder: Path) -> st
     url = str(folder / "small.zarr")
     encode(manifest, url, load_tokenizer(str(kl_folder)), views=3, size=small.SIZE_PX)
     return url
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory, small_store: str) -> Run:
+    """A model trained for two epochs on the small store; never written to."""
+    path = tmp_path_factory.mktemp("run") / "small"
+    settings = TrainSettings(loss="lm", epochs=2, batch_size=1, width=16)
+    train(open_store(small_store), path, settings, device=torch.device("cpu"))
+    return open_run(path)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageOps
 
 from pipeline.manifest import Manifest, build_manifest
 
@@ -42,6 +42,13 @@ def edit_image(root: Path, sample_id: str) -> None:
     with Image.open(image_path(root, sample_id)) as image:
         inverted = ImageChops.invert(image)
     inverted.save(image_path(root, sample_id))
+
+
+def turn_mask(path: Path) -> None:
+    """The mask of a file, upside down."""
+    with Image.open(path) as mask:
+        turned = ImageOps.flip(mask)
+    turned.save(path)
 
 
 def image_path(root: Path, sample_id: str) -> Path:

@@ -1,0 +1,40 @@
+"""Work ahead of its reader: in order, bounded, errors in their place."""
+
+import threading
+
+import pytest
+
+from pipeline.ahead import map_ahead
+
+
+def test_results_come_in_the_order_of_the_items_whoever_finishes_first() -> None:
+    second_done = threading.Event()
+
+    def work(item: int) -> int:
+        if item == 0:
+            assert second_done.wait(timeout=30)
+        if item == 1:
+            second_done.set()
+        return 10 * item
+
+    assert list(map_ahead(work, [0, 1, 2])) == [0, 10, 20]
+
+
+def test_no_more_than_ahead_items_are_begun_before_a_result_is_read() -> None:
+    drawn = []
+
+    def items() -> object:
+        for item in range(100):
+            drawn.append(item)
+            yield item
+
+    results = map_ahead(str, items(), ahead=4)
+    assert next(results) == "0"
+    assert drawn == [0, 1, 2, 3, 4]
+
+
+def test_an_error_is_raised_in_the_place_of_its_result() -> None:
+    results = map_ahead(lambda item: 1 / item, [1, 2, 0, 4])
+    assert [next(results), next(results)] == [1, 0.5]
+    with pytest.raises(ZeroDivisionError):
+        next(results)

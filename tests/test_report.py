@@ -51,7 +51,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory, kl_folder: Path) -> tuple[R
     settings = TrainSettings(loss="lm", epochs=3, batch_size=1, width=16, val_every=1)
     train(store, folder / "run", settings, device=CPU)
     run = open_run(folder / "run")
-    write_evaluation(evaluate(run, store, "test", CPU), run.path / "evaluate", store.name)
+    write_evaluation(evaluate(run, store, "test", CPU), run.path / "evaluate")
     return run, store
 
 

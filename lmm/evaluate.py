@@ -67,7 +67,8 @@ def evaluate(
     rows = torch.tensor(order, device=device)
     ids = [latents.sample_ids[place] for place in order]
     originals = Originals(store, ids) if native else None
-    masks, native_scores = [], []
+    masks: list[torch.Tensor] = []
+    native_scores: list[dict[str, Any]] = []
     for grey in predict_greys(run, store, latents, rows):
         if originals:
             native_scores += originals.score(grey, len(native_scores), hd95)

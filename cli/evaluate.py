@@ -75,7 +75,7 @@ def _show(summary: dict[str, Any]) -> None:
     title = f"{summary['split']}: {summary['n']} images"
     _scores(f"{title} at {summary['size']} px", summary)
     if "native" in summary:
-        _scores(f"{title} at the size of their original masks", summary["native"])
+        _scores(f"{title}, original masks", summary["native"])
     click.echo(f"HD95 by the definition of {DEFINITIONS[summary['hd95_definition']]}")
     click.echo(f"per image: {summary['per_image']}")
 

@@ -1,4 +1,4 @@
-"""gms-lmm report: runs in, one page out."""
+"""gms-lmm report: runs in, one page or one table out."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

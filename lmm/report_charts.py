@@ -1,4 +1,4 @@
-"""Charts of the report as geometry for its SVG: training curves, histogram, interval."""
+"""Charts of the report as geometry for its SVG: training curves and histogram."""
 
 import json
 import math

@@ -31,6 +31,7 @@ class Chromium:
     """
 
     def __init__(self, profile: Path) -> None:
+        executable = find()
         to_browser, commands = os.pipe()
         answers, from_browser = os.pipe()
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
@@ -38,7 +39,7 @@ class Chromium:
         # The browser reads from its descriptor 3 and writes to 4; a shell puts ours there.
         script = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'
         self._process = subprocess.Popen(
-            ["bash", "-c", script, "bash", find(), *flags],
+            ["bash", "-c", script, "bash", executable, *flags],
             pass_fds=(to_browser, from_browser),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""Tables for a paper: what is a row, what is bold, and names that the format would take as its own."""
+"""Tables for a paper: what is a row, what is bold, and names holding the format's own signs."""
 
 import csv
 import io

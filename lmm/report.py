@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -123,14 +124,16 @@ def _describe(
             f"gms-lmm evaluate --run {run.path} --latents {store.url} --split {split}",
         )
     per_image = pl.read_parquet(path)
+    scores = json.loads(path.with_suffix(".json").read_text())
+    others = [one for one in evaluations if one["manifest_digest"] != scores["manifest_digest"]]
     rows = per_image.drop("prediction_png").sort("dsc", "sample_id").to_dicts()
     return {
         "name": run.path.name,
         "path": str(run.path),
         "url": store.url,
         "root": store.attributes["root"],
-        "scores": evaluations[0],
-        "evaluations": evaluations,
+        "scores": scores,
+        "evaluations": [scores, *others],
         "settings": run.description["settings"],
         "otsu_dsc": samples.otsu_dsc,
         "curves": curves(run),
@@ -141,7 +144,7 @@ def _describe(
         "rows": rows,
         "by_id": {row["sample_id"]: row for row in rows},
         "facts": _facts(run, store),
-        "commands": _commands(run, store, evaluations[0]),
+        "commands": _commands(run, store, scores),
     }
 
 

@@ -47,11 +47,14 @@ class Row:
 
 
 def read_evaluations(run: Run, split: str) -> list[dict[str, Any]]:
-    """Every summary that `evaluate` left in a run for a split, the samples trained on first.
+    """The summaries that `evaluate` left in a run for a split, the samples trained on first.
+
+    One for each set of samples, the last written: a store may have been renamed in between.
 
     raises  ArtefactError when there is none, or one of an earlier version
     """
-    files = sorted((run.path / "evaluate").glob(f"*-{split}.json"), key=lambda file: file.name)
+    found = (run.path / "evaluate").glob(f"*-{split}.json")
+    files = sorted(found, key=lambda file: (file.stat().st_mtime_ns, file.name))
     summaries = [json.loads(file.read_text()) for file in files]
     own = run.description["store"]
     url = "STORE" if own is None else own["url"]
@@ -62,7 +65,8 @@ def read_evaluations(run: Run, split: str) -> list[dict[str, Any]]:
     if old:
         raise ArtefactError(f"{old[0]} does not say which data set it scored", fix)
     digest = None if own is None else own["receipt"]["manifest_digest"]
-    return sorted(summaries, key=lambda summary: summary["manifest_digest"] != digest)
+    last = {one["manifest_digest"]: one for one in summaries}
+    return sorted(last.values(), key=lambda one: (one["manifest_digest"] != digest, one["dataset"]))
 
 
 def build_rows(runs: Sequence[Run], split: str) -> list[Row]:

@@ -148,6 +148,15 @@ def test_every_part_and_hole_of_a_mask_has_its_contour() -> None:
     assert outline(touching).count("M") in (1, 2)
 
 
+def test_the_contour_of_noise_is_drawn_coarser_and_still_spans_the_image() -> None:
+    noise = np.random.default_rng(0).random((224, 224)) < 0.5
+    path = outline(noise)
+    assert 1000 < len(path) <= 10_000
+    starts = np.array(re.findall(r"M(\d+) (\d+)l", path), dtype=int)
+    assert starts.max() <= 448
+    assert (starts.max(axis=0) > 350).all()
+
+
 def test_both_contours_of_an_image_are_those_of_its_masks(
     scored: tuple[Run, LatentStore], page: str
 ) -> None:
@@ -277,3 +286,19 @@ def test_imported_weights_have_no_page(tmp_path: Path) -> None:
     run = import_checkpoint(tmp_path / "w.pth", tmp_path / "run")
     with pytest.raises(ArtefactError, match="has no log"):
         build_report([run], "test")
+
+
+def test_scores_on_other_samples_are_a_row_that_says_so(
+    scored: tuple[Run, LatentStore], kl_folder: Path, tmp_path: Path
+) -> None:
+    run, _ = scored
+    copy = open_run(Path(shutil.copytree(run.path, tmp_path / "run")))
+    root = small.write_busi(tmp_path / "raw", ("benign (31)", "malignant (32)"))
+    url = str(tmp_path / "small.zarr")
+    encode(small.ingest(root), url, load_tokenizer(str(kl_folder)), size=small.SIZE_PX)
+    evaluation = evaluate(copy, open_store(url), "test", CPU)
+    write_evaluation(evaluation, copy.path / "evaluate")
+    page, numbers = build_report([copy], "test")
+    assert page.count("not trained on") == 1
+    assert f">{100 * evaluation.summary['dsc']:.2f}<small>" in page
+    assert [one["n"] for one in numbers] == [3]

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,15 @@ def test_a_setting_is_a_column_where_runs_differ_in_it(tmp_path: Path) -> None:
 def test_a_run_given_twice_counts_once(tmp_path: Path) -> None:
     run = write_scores(write_run(tmp_path / "a"), 0.5)
     assert [row.seeds for row in build_rows([run, run], "test")] == [1]
+
+
+def test_samples_scored_under_two_names_of_their_store_count_once(tmp_path: Path) -> None:
+    run = write_scores(write_run(tmp_path / "a"), 0.5)
+    write_scores(run, 0.6, "renamed-test")
+    os.utime(run.path / "evaluate" / "busi-test.json", (1, 1))
+    rows = build_rows([run], "test")
+    assert [row.seeds for row in rows] == [1]
+    assert rows[0].scores["dsc"] == pytest.approx(60)
 
 
 def test_names_are_escaped_in_each_format(tmp_path: Path) -> None:

@@ -1,13 +1,21 @@
 """gms-lmm evaluate: run and store in, scores out."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from cli.options import device_option, emit, json_option, latents_option, run_option
+
+if TYPE_CHECKING:
+    from lmm.metrics import HD95
+
+DEFINITIONS = {
+    "monai": "MONAI: the larger of both directions' 95th percentiles",
+    "pooled": "medpy: 95th percentile of both directions together",
+}
 
 
 @click.command("evaluate")
@@ -17,12 +25,31 @@ from cli.options import device_option, emit, json_option, latents_option, run_op
     "--split", default="test", show_default=True, help="Split to score: train, val, test."
 )
 @click.option(
+    "--native",
+    is_flag=True,
+    help="Score against the original masks at their own size as well.",
+)
+@click.option(
+    "--hd95",
+    type=click.Choice(["monai", "pooled"]),
+    default="monai",
+    show_default=True,
+    help="HD95, px: MONAI's, the larger of both directions; or medpy's, both pooled.",
+)
+@click.option(
     "--masks", type=click.Path(path_type=Path), help="Folder to write the predicted masks to, PNG."
 )
 @device_option
 @json_option
 def command(
-    run_path: Path, latents: str, split: str, masks: Path | None, device: str, as_json: bool
+    run_path: Path,
+    latents: str,
+    split: str,
+    native: bool,
+    hd95: "HD95",
+    masks: Path | None,
+    device: str,
+    as_json: bool,
 ) -> None:
     """Score a run on one split: DSC, IoU and HD95 of each image and of all.
 
@@ -36,8 +63,8 @@ def command(
     from pipeline.store import open_store
 
     run, store = open_run(run_path), open_store(latents)
-    evaluation = evaluate(run, store, split, choose_device(device))
-    path = write_evaluation(evaluation, run.path / "evaluate", store.name)
+    evaluation = evaluate(run, store, split, choose_device(device), hd95=hd95, native=native)
+    path = write_evaluation(evaluation, run.path / "evaluate")
     if masks:
         write_masks(evaluation, masks)
     summary = {**evaluation.summary, "run": str(run.path), "store": latents, "per_image": str(path)}
@@ -45,7 +72,16 @@ def command(
 
 
 def _show(summary: dict[str, Any]) -> None:
-    grid = Table(title=f"{summary['split']}: {summary['n']} images", title_justify="left")
+    title = f"{summary['split']}: {summary['n']} images"
+    _scores(f"{title} at {summary['size']} px", summary)
+    if "native" in summary:
+        _scores(f"{title}, original masks", summary["native"])
+    click.echo(f"HD95 by the definition of {DEFINITIONS[summary['hd95_definition']]}")
+    click.echo(f"per image: {summary['per_image']}")
+
+
+def _scores(title: str, summary: dict[str, Any]) -> None:
+    grid = Table(title=title, title_justify="left")
     for heading in ("", "mean", "sd", "95 % interval"):
         grid.add_column(heading, justify="left" if not heading else "right")
     for key, label, factor in (
@@ -62,4 +98,3 @@ def _show(summary: dict[str, Any]) -> None:
         )
     Console(highlight=False).print(grid)
     click.echo(f"missed {summary['missed']}, false alarms {summary['false_alarms']}")
-    click.echo(f"per image: {summary['per_image']}")

@@ -1,11 +1,14 @@
-"""gms-lmm report: runs in, one page out."""
+"""gms-lmm report: runs in, one page or one table out."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import device_option, emit, json_option
+from cli.options import emit, json_option
+
+if TYPE_CHECKING:
+    from lmm.checkpoint import Run
 
 
 @click.command("report")
@@ -16,33 +19,63 @@ from cli.options import device_option, emit, json_option
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    default="report.html",
-    show_default=True,
-    help="The page, HTML.",
+    help="The page, or with --table the table.  [default: report.html; with --table stdout]",
 )
 @click.option("--split", default="test", show_default=True, help="Split that was scored.")
-@device_option
+@click.option(
+    "--table",
+    "kind",
+    type=click.Choice(["csv", "markdown", "latex"]),
+    help="A table in the paper's form instead of a page; runs that differ by seed are one row.",
+)
 @json_option
 def command(
-    run_paths: tuple[Path, ...], output: Path, split: str, device: str, as_json: bool
+    run_paths: tuple[Path, ...], output: Path | None, split: str, kind: str | None, as_json: bool
 ) -> None:
-    """Make one self-contained page of scores, curves and pictures.
+    """Make one self-contained page of scores, curves and pictures; or a table for a paper.
 
     \b
     Example:
       gms-lmm report runs/busi-lm-s0 -o report.html
+      gms-lmm report runs/busi-* --table latex
     """
     from lmm.checkpoint import open_run
-    from lmm.report import build_report
-    from pipeline.device import choose_device
 
     runs = [open_run(path) for path in run_paths]
-    page, numbers = build_report(runs, split, choose_device(device))
+    if kind:
+        _table(runs, split, kind, output, as_json)
+    else:
+        _page(runs, split, output or Path("report.html"), as_json)
+
+
+def _table(runs: "list[Run]", split: str, kind: str, output: Path | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from lmm.tables import build_rows, format_table
+
+    rows = build_rows(runs, split)
+    text = format_table(rows, kind)
+    if output:
+        _write(output, text)
+    result = {"table": text, "rows": [asdict(row) for row in rows]}
+    result |= {"file": str(output)} if output else {}
+    shown = f"table: {output}\n" if output else text
+    emit(result, as_json, lambda: click.echo(shown, nl=False))
+
+
+def _page(runs: "list[Run]", split: str, output: Path, as_json: bool) -> None:
+    from lmm.report import build_report
+
+    page, numbers = build_report(runs, split)
+    _write(output, page)
+    emit({"page": str(output), "runs": numbers}, as_json, lambda: _show(output, numbers))
+
+
+def _write(output: Path, text: str) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f"{output.name}.partial")
-    partial.write_text(page, encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(output)
-    emit({"page": str(output), "runs": numbers}, as_json, lambda: _show(output, numbers))
 
 
 def _show(output: Path, numbers: list[dict[str, Any]]) -> None:

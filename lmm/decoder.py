@@ -1,5 +1,7 @@
 """The frozen decoder as training and evaluation see it: scaled mask latent in, grey mask out."""
 
+from collections.abc import Iterator
+
 import torch
 
 from lmm.latents import raw_latent
@@ -30,8 +32,13 @@ class MaskDecoder:
         latent = raw_latent(z_mask_hat, tokenizer.scaling_factor, tokenizer.shift_factor)
         return to_grey(tokenizer.decode(latent, self.precision))
 
-    @torch.inference_mode()
+    def greys(self, z_mask_hat: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Grey masks without gradients, in batches that fit: (n, C, h, w) → (≤ n, H, W) each."""
+        for batch in z_mask_hat.split(_BATCH.get(z_mask_hat.device.type, 8)):
+            with torch.inference_mode():
+                grey = self(batch)
+            yield grey
+
     def masks(self, z_mask_hat: torch.Tensor) -> torch.Tensor:
-        """Binary masks, decoded in batches that fit: (n, C, h, w) → (n, H, W) bool."""
-        batches = z_mask_hat.split(_BATCH.get(z_mask_hat.device.type, 8))
-        return torch.cat([self(batch) > THRESHOLD for batch in batches])
+        """Binary masks: (n, C, h, w) → (n, H, W) bool."""
+        return torch.cat([grey > THRESHOLD for grey in self.greys(z_mask_hat)])

@@ -1,5 +1,7 @@
 """Scores of a run on one split of a store: a table with one row an image, and a summary."""
 
+import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ import torch
 from PIL import Image
 
 from lmm.checkpoint import Run, write_json
-from lmm.decoder import MaskDecoder
+from lmm.decoder import THRESHOLD, MaskDecoder
 from lmm.latents import Latents, load_latents
-from lmm.metrics import score, summarise
+from lmm.metrics import HD95, score, summarise
+from lmm.native import Originals, as_columns
 from lmm.train import predict_latents
 from pipeline.errors import ArtefactError
 from pipeline.store import LatentStore
@@ -23,23 +26,38 @@ from pipeline.tokenizer import load_tokenizer_of
 class Evaluation:
     """What a run scores on a split.
 
+    name       SAMPLES-SPLIT: what its files are called
     per_image  sample_id, dataset, class, dsc and iou (fractions), hd95 (px), missed, false_alarm;
-               in order of sample_id
+               with the original masks also native_dsc, native_iou, native_hd95 (px of the original)
+               and so on; prediction_png, the predicted mask at the store's size as a 1-bit PNG; in
+               order of sample_id
     summary    keys as `gms-lmm evaluate --json` prints them
     masks      (n, H, W) bool, the predictions, in the same order
     """
 
+    name: str
     per_image: pl.DataFrame
     summary: dict[str, Any]
     masks: np.ndarray
 
 
-def evaluate(run: Run, store: LatentStore, split: str, device: torch.device) -> Evaluation:
+def evaluate(
+    run: Run,
+    store: LatentStore,
+    split: str,
+    device: torch.device,
+    *,
+    hd95: HD95 = "monai",
+    native: bool = False,
+) -> Evaluation:
     """Predict, decode with the frozen decoder and score every clean image of a split.
 
     LMM and decoder run in float32, whatever the run was trained in, so that scores of runs compare.
 
-    raises  ArtefactError when the store was made with another tokenizer than the run was trained on
+    hd95    definition of HD95; see `lmm.metrics.score`
+    native  whether to score against the original masks at their own size as well
+    raises  ArtefactError when the store was made with another tokenizer than the run was trained
+            on; with `native`, as `lmm.native.Originals` does
     """
     require_same_latents(run, store)
     latents = load_latents(store, split, views=1, device=device)
@@ -47,32 +65,77 @@ def evaluate(run: Run, store: LatentStore, split: str, device: torch.device) -> 
     # A store that has grown holds its samples in order of arrival.
     order = sorted(range(len(latents)), key=latents.sample_ids.__getitem__)
     rows = torch.tensor(order, device=device)
-    masks = predict_masks(run, store, latents, rows).cpu()
-    truths = latents.unpack(latents.mask_bits[0, rows]).cpu()
-    scores = score(masks, truths)
-    ids = pl.DataFrame({"sample_id": [latents.sample_ids[place] for place in order]})
+    ids = [latents.sample_ids[place] for place in order]
+    originals = Originals(store, ids) if native else None
+    masks: list[torch.Tensor] = []
+    native_scores: list[dict[str, Any]] = []
+    for grey in predict_greys(run, store, latents, rows):
+        if originals:
+            native_scores += originals.score(grey, len(native_scores), hd95)
+        masks.append((grey > THRESHOLD).cpu())
+    predictions = torch.cat(masks).numpy()
+    scores = score(predictions, latents.unpack(latents.mask_bits[0, rows]), hd95=hd95)
+    columns = dict(scores)
+    summary = {"split": split, **summarise(scores), **_what_was_scored(store, split, hd95)}
+    if native:
+        at_own_size = as_columns(native_scores)
+        columns |= {f"native_{name}": values for name, values in at_own_size.items()}
+        summary["native"] = summarise(at_own_size)
     named = store.samples.select("sample_id", "dataset", "class")
-    per_image = ids.join(named, on="sample_id", maintain_order="left").with_columns(
-        **{name: pl.Series(values) for name, values in scores.items()}
+    per_image = (
+        pl.DataFrame({"sample_id": ids})
+        .join(named, on="sample_id", maintain_order="left")
+        .with_columns(**{name: pl.Series(values) for name, values in columns.items()})
+        .with_columns(prediction_png=pl.Series([mask_png(mask) for mask in predictions]))
     )
-    summary = {"split": split, **summarise(scores)}
-    by_class = {
-        str(name): _means(summarise({key: part[key].to_numpy() for key in scores}))
-        for (name,), part in per_image.group_by("class", maintain_order=True)
-        if name is not None
-    }
+    by_class = _by_class(per_image, list(scores))
     if by_class:
-        summary["by_class"] = dict(sorted(by_class.items()))
-    return Evaluation(per_image, summary, masks.numpy())
+        summary["by_class"] = by_class
+    return Evaluation(evaluation_name(run, store, split), per_image, summary, predictions)
 
 
-def predict_masks(
+def predict_greys(
     run: Run, store: LatentStore, latents: Latents, rows: torch.Tensor
-) -> torch.Tensor:
-    """Predictions for the clean images of some rows of a split: (len(rows), H, W) bool."""
+) -> Iterator[torch.Tensor]:
+    """Grey masks of the clean images of some rows of a split, in batches: (B, H, W) in [0, 1]."""
     decoder = MaskDecoder(load_tokenizer_of(store.tokenizer, latents.device))
     z_mask_hat = predict_latents(run.model(latents.device), latents, "fp32")
-    return decoder.masks(z_mask_hat[rows])
+    return decoder.greys(z_mask_hat[rows])
+
+
+def evaluation_name(run: Run, store: LatentStore, split: str) -> str:
+    """What the files of an evaluation are called: STORE-SPLIT for the samples trained on.
+
+    Other samples, and all under imported weights, are STORE-DIGEST-SPLIT, with the manifest's
+    digest: stores of two data sets may bear one name, and neither overwrites the other.
+    """
+    own = run.description["store"]
+    digest = store.attributes["manifest_digest"]
+    if own is not None and own["receipt"]["manifest_digest"] == digest:
+        return f"{store.name}-{split}"
+    return f"{store.name}-{digest[:8]}-{split}"
+
+
+def _what_was_scored(store: LatentStore, split: str, hd95: HD95) -> dict[str, Any]:
+    """What a table says of scores beside them, so that it needs no store."""
+    scored = store.samples.filter(pl.col("split") == split)
+    return {
+        "hd95_definition": hd95,
+        "dataset": ", ".join(sorted(scored["dataset"].unique())),
+        "tokenizer": store.tokenizer["name"],
+        "size": store.size,
+        "manifest_digest": store.attributes["manifest_digest"],
+    }
+
+
+def _by_class(per_image: pl.DataFrame, columns: list[str]) -> dict[str, Any]:
+    parts = per_image.group_by("class", maintain_order=True)
+    means = {
+        str(name): _means(summarise({key: part[key].to_numpy() for key in columns}))
+        for (name,), part in parts
+        if name is not None
+    }
+    return dict(sorted(means.items()))
 
 
 def _means(summary: dict[str, Any]) -> dict[str, Any]:
@@ -103,15 +166,22 @@ def require_same_latents(run: Run, store: LatentStore) -> None:
         )
 
 
-def write_evaluation(evaluation: Evaluation, folder: Path, store_name: str) -> Path:
-    """Write STORE-SPLIT.parquet and STORE-SPLIT.json into `folder`; returns the parquet's path."""
+def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
+    """Write NAME.parquet and NAME.json into `folder`; returns the parquet's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{store_name}-{evaluation.summary['split']}.parquet"
-    partial = path.with_suffix(".partial")
+    path = folder / f"{evaluation.name}.parquet"
+    partial = folder / f"{evaluation.name}.parquet.partial"
     evaluation.per_image.write_parquet(partial)
     partial.replace(path)
-    write_json(path.with_suffix(".json"), evaluation.summary)
+    write_json(folder / f"{evaluation.name}.json", evaluation.summary)
     return path
+
+
+def mask_png(mask: np.ndarray) -> bytes:
+    """A mask (H, W) bool as a 1-bit PNG."""
+    content = io.BytesIO()
+    Image.fromarray(mask).save(content, "png")
+    return content.getvalue()
 
 
 def write_masks(evaluation: Evaluation, folder: Path) -> None:

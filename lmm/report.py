@@ -1,9 +1,12 @@
-"""One self-contained page for one or several runs: scores, curves, test images with contours."""
+"""One self-contained page for one or several runs: scores, images with contours, curves, recipe."""
 
 import base64
+import hashlib
 import io
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,109 +18,161 @@ import torch
 from PIL import Image
 
 from lmm.checkpoint import Run
-from lmm.evaluate import predict_masks
+from lmm.evaluate import evaluation_name
 from lmm.latents import load_latents
 from lmm.metrics import score
+from lmm.report_charts import curves, histogram
+from lmm.report_pictures import FULL_PX, captions, image_uri, outline, ranks, side_px
+from lmm.tables import read_evaluations
 from pipeline.encode import decode_sample
 from pipeline.errors import ArtefactError, InputError
-from pipeline.preview import contour
+from pipeline.images import ImageU8, Mask
 from pipeline.store import LatentStore, open_store
 
-TRUTH, PREDICTION = (0, 166, 90), (255, 193, 7)
-_WIDTH, _HEIGHT, _LEFT, _TOP = 306, 150, 44, 20  # the plot's place in the template's viewBox, px
-_PICTURE_PX = 448
+COLUMNS = {
+    "dsc": "DSC %",
+    "iou": "IoU %",
+    "hd95": "HD95 px",
+    "native_dsc": "native DSC %",
+    "native_hd95": "native HD95 px",
+}
+_ASSETS = Path(__file__).parent / "assets"
 
 
-def build_report(runs: Sequence[Run], split: str, device: torch.device) -> tuple[str, list[Any]]:
+@dataclass(frozen=True)
+class Samples:
+    """A split of a store as the page shows it: what several runs on it have in common.
+
+    truths    masks as stored, by sample id
+    images_u8 images as ingested, by sample id; None where the archive is no longer there
+    otsu_dsc  mean DSC of Otsu's threshold, None without the images
+    """
+
+    store: LatentStore
+    truths: dict[str, Mask]
+    images_u8: dict[str, ImageU8] | None
+    otsu_dsc: float | None
+
+
+def build_report(runs: Sequence[Run], split: str) -> tuple[str, list[dict[str, Any]]]:
     """The page as HTML, and the numbers of its table.
+
+    It needs neither model nor tokenizer: the predictions are those that `evaluate` left.
 
     raises  ArtefactError for a run that has not been scored on `split`
     """
-    described = [_describe(run, split, device) for run in runs]
+    described: list[dict[str, Any]] = []
+    samples: dict[str, Samples] = {}
+    for run in runs:
+        if run.description["store"] is None:
+            raise ArtefactError(f"{run.path} was imported and has no log", "report a run of train")
+        evaluations = read_evaluations(run, split)
+        url = run.description["store"]["url"]
+        if url not in samples:
+            samples[url] = _samples(open_store(url), split)
+        described.append(_describe(run, split, samples[url], evaluations))
+    for number, one in enumerate(described):
+        one["number"] = number
+        one["samples_number"] = list(samples).index(one["url"])
+    images = {
+        f"{number}-{place}": uri
+        for number, one in enumerate(samples.values())
+        for place, uri in enumerate(_uris(one, described))
+    }
+    return _render(described, images), [_numbers(one) for one in described]
+
+
+def _render(described: list[dict[str, Any]], images: Mapping[str, str]) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "assets"),
+        loader=jinja2.FileSystemLoader(_ASSETS),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
+        lstrip_blocks=True,
     )
-    title = described[0]["name"] if len(runs) == 1 else f"{len(runs)} runs"
-    subtitle = "Generative Medical Segmentation from cached latents"
-    page = environment.get_template("report.html.j2").render(
-        title=title, subtitle=subtitle, runs=described
+    style, script = ((_ASSETS / f"report.{kind}").read_text() for kind in ("css", "js"))
+    return environment.get_template("report.html.j2").render(
+        title=described[0]["name"] if len(described) == 1 else f"{len(described)} runs",
+        runs=described,
+        images=images,
+        side=FULL_PX,
+        style=style,
+        script=script,
+        style_hash=_csp_hash(style),
+        script_hash=_csp_hash(script),
     )
-    numbers = [
-        {"run": str(run.path), **one["scores"], "otsu_dsc": one["otsu_dsc"]}
-        for run, one in zip(runs, described, strict=True)
-    ]
-    return page, numbers
 
 
-def _describe(run: Run, split: str, device: torch.device) -> dict[str, Any]:
+def _csp_hash(text: str) -> str:
+    """What a content security policy calls an inline style or script that may be used."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _numbers(one: Mapping[str, Any]) -> dict[str, Any]:
+    return {"run": one["path"], **one["scores"], "otsu_dsc": one["otsu_dsc"]}
+
+
+def _describe(
+    run: Run, split: str, samples: Samples, evaluations: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Everything the template shows of one run."""
-    if run.description["store"] is None:
-        raise ArtefactError(f"{run.path} was imported and has no log", "report a run of train")
-    store = open_store(run.description["store"]["url"])
-    path = run.path / "evaluate" / f"{store.name}-{split}.parquet"
+    store = samples.store
+    path = run.path / "evaluate" / f"{evaluation_name(run, store, split)}.parquet"
     if not path.exists():
         raise ArtefactError(
-            f"{run.path} has not been scored on {split}",
+            f"{run.path} has not been scored on {split} of {store.url}",
             f"gms-lmm evaluate --run {run.path} --latents {store.url} --split {split}",
         )
-    images = _images(store, split)
+    per_image = pl.read_parquet(path)
+    scores = json.loads(path.with_suffix(".json").read_text())
+    others = [one for one in evaluations if one["manifest_digest"] != scores["manifest_digest"]]
+    rows = per_image.drop("prediction_png").sort("dsc", "sample_id").to_dicts()
     return {
         "name": run.path.name,
-        "scores": json.loads(path.with_suffix(".json").read_text()),
-        "otsu_dsc": None if images is None else _otsu_dsc(store, split, images),
-        "curves": _curves(run),
-        "pictures": _pictures(run, store, split, pl.read_parquet(path), images, device),
+        "path": str(run.path),
+        "url": store.url,
+        "root": store.attributes["root"],
+        "scores": scores,
+        "evaluations": [scores, *others],
+        "settings": run.description["settings"],
+        "otsu_dsc": samples.otsu_dsc,
+        "curves": curves(run),
+        "histogram": histogram(per_image["dsc"].to_numpy()),
+        "ranks": ranks(per_image),
+        "images": None if samples.images_u8 is None else _images(per_image, samples.truths),
+        "columns": [(key, label) for key, label in COLUMNS.items() if key in per_image.columns],
+        "rows": rows,
+        "by_id": {row["sample_id"]: row for row in rows},
         "facts": _facts(run, store),
+        "commands": _commands(run, store, scores),
     }
 
 
-def _facts(run: Run, store: LatentStore) -> dict[str, Any]:
-    settings = run.description["settings"]
-    summary = run.summary()
+def _images(per_image: pl.DataFrame, truths: Mapping[str, Mask]) -> dict[str, dict[str, Any]]:
+    """By sample id: its number on the page, its caption, both contours as SVG paths."""
     return {
-        "store": f"{store.url}, {store.views} views at {store.size} px",
-        "tokenizer": f"{store.tokenizer['name']} ({store.tokenizer['digest'][:12]})",
-        "settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
-        "parameters": f"{summary['parameters']:,}",
-        "training": f"{summary['steps']} steps in {summary['seconds']:.0f} s, "
-        f"epoch {summary['best_epoch']} selected on {summary['select_on']}",
-        "software": ", ".join(f"{k} {v}" for k, v in run.description["software"].items()),
+        row["sample_id"]: {
+            "number": number,
+            "caption": captions(row),
+            "truth": outline(truths[row["sample_id"]]),
+            "prediction": outline(np.array(Image.open(io.BytesIO(row["prediction_png"])))),
+            "px": len(truths[row["sample_id"]]),
+        }
+        for number, row in enumerate(per_image.iter_rows(named=True))
     }
 
 
-def _curves(run: Run) -> list[dict[str, Any]]:
-    log = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
-    select_on = run.description["settings"]["select_on"]
-    titles = {"loss_total": ("training loss", 1.0), f"{select_on}_dsc": (f"{select_on} DSC %", 100)}
-    return [
-        _curve(title, [(line["epoch"], factor * line[key]) for line in log if key in line])
-        for key, (title, factor) in titles.items()
-    ]
+def _samples(store: LatentStore, split: str) -> Samples:
+    latents = load_latents(store, split, views=1)
+    assert latents.mask_bits is not None
+    masks = latents.unpack(latents.mask_bits[0]).numpy()
+    truths = dict(sorted(zip(latents.sample_ids, masks, strict=True)))
+    images = _images_u8(store, split)
+    otsu_dsc = None if images is None else _otsu_dsc(truths, images)
+    return Samples(store, truths, images, otsu_dsc)
 
 
-def _curve(title: str, points: list[tuple[int, float]]) -> dict[str, Any]:
-    """A polyline in the template's viewBox."""
-    epochs, values = np.array(points, dtype=np.float64).T
-    low, high = float(values.min()), float(values.max())
-    x = _LEFT + _WIDTH * (epochs - epochs[0]) / max(1.0, epochs[-1] - epochs[0])
-    y = _TOP + _HEIGHT * (high - values) / (high - low or 1.0)
-    return {
-        "title": title,
-        "points": " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True)),
-        "low": f"{low:.2f}",
-        "high": f"{high:.2f}",
-        "first": f"{values[0]:.2f}",
-        "last": f"{values[-1]:.2f}",
-        "from_epoch": int(epochs[0]),
-        "to_epoch": int(epochs[-1]),
-    }
-
-
-def _images(store: LatentStore, split: str) -> dict[str, np.ndarray] | None:
-    """Test images as ingested, by sample id; None where the archive is no longer there."""
+def _images_u8(store: LatentStore, split: str) -> dict[str, ImageU8] | None:
     source = store.source()
     rows = store.samples.filter(pl.col("split") == split).to_dicts()
     try:
@@ -126,57 +181,71 @@ def _images(store: LatentStore, split: str) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _otsu_dsc(store: LatentStore, split: str, images: dict[str, np.ndarray]) -> float:
+def _otsu_dsc(truths: Mapping[str, Mask], images_u8: Mapping[str, ImageU8]) -> float:
     """Mean DSC of calling every pixel darker than Otsu's threshold of its image foreground."""
-    latents = load_latents(store, split, views=1)
-    assert latents.mask_bits is not None
-    grey = torch.from_numpy(np.stack([images[i] for i in latents.sample_ids])).float().mean(-1)
+    grey = torch.from_numpy(np.stack([images_u8[name] for name in truths])).float().mean(-1)
     _, threshold = kornia.filters.otsu_threshold(grey.unsqueeze(1))
     dark = grey <= threshold.reshape(-1, 1, 1)
-    return float(score(dark, latents.unpack(latents.mask_bits[0]))["dsc"].mean())
+    return float(score(dark, np.stack(list(truths.values())))["dsc"].mean())
 
 
-def _pictures(
-    run: Run,
-    store: LatentStore,
-    split: str,
-    per_image: pl.DataFrame,
-    images: dict[str, np.ndarray] | None,
-    device: torch.device,
-) -> list[dict[str, Any]]:
-    """The worst, median and best test image with both contours, as in the paper's Figure 2."""
-    if images is None:
+def _uris(samples: Samples, described: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Images in order of sample id; those that stand out on the page are never made smaller."""
+    if samples.images_u8 is None:
         return []
-    ranked = per_image.sort("dsc", "sample_id")
-    places = {"worst": 0, "median": (len(ranked) - 1) // 2, "best": len(ranked) - 1}
-    chosen = [ranked["sample_id"][place] for place in places.values()]
-    latents = load_latents(store, split, views=1, device=device)
-    assert latents.mask_bits is not None
-    rows = torch.tensor([latents.sample_ids.index(name) for name in chosen], device=device)
-    predictions = predict_masks(run, store, latents, rows).cpu().numpy()
-    truths = latents.unpack(latents.mask_bits[0, rows]).cpu().numpy()
+    shown = [one["ranks"] for one in described if one["url"] == samples.store.url]
+    large = {name for of_run in shown for names in of_run.values() for name in names}
+    size = samples.store.size
+    small, full = side_px(len(samples.truths), size), min(size, FULL_PX)
     return [
-        {
-            "rank": rank,
-            "sample_id": name,
-            "dsc": ranked["dsc"][place],
-            "png": _png(images[name], truths[i], predictions[i]),
-        }
-        for i, ((rank, place), name) in enumerate(zip(places.items(), chosen, strict=True))
+        image_uri(samples.images_u8[name], full if name in large else small)
+        for name in samples.truths
     ]
 
 
-def _png(image_u8: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> str:
-    """Image with contours, enlarged so that a contour is a thin line; base64."""
+def _facts(run: Run, store: LatentStore) -> dict[str, str]:
+    """What was done, with what: names, counts, versions, digests."""
+    summary, receipt = run.summary(), run.description["store"]["receipt"]
+    tokenizer = run.description["tokenizer"]
+    counts = ", ".join(f"{count} {split}" for split, count in receipt["by_split"].items())
+    settings = {k.replace("_", " "): v for k, v in run.description["settings"].items()}
+    return {
+        "Data": f"{store.name}: {receipt['samples']} samples ({counts})",
+        "Tokenizer": f"{tokenizer['name']}, {tokenizer['kind']}, frozen",
+        "Views": f"{receipt['views']} a sample at {store.size} × {store.size} px",
+        "Model": f"latent mapping model, {summary['parameters']:,} parameters",
+        "Settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
+        "Training": f"{summary['steps']:,} steps in {summary['seconds']:,.0f} s; epoch "
+        f"{summary['best_epoch']} of {summary['epochs']} chosen by DSC on {summary['select_on']}",
+        "Software": ", ".join(f"{k} {v}" for k, v in run.description["software"].items()),
+        "Tokenizer digest": tokenizer["digest"],
+        "Manifest digest": receipt["manifest_digest"],
+        "Store digest": receipt["config_digest"],
+    }
 
-    def enlarged(array: np.ndarray) -> np.ndarray:
-        resample = Image.Resampling.NEAREST if array.dtype == bool else Image.Resampling.BICUBIC
-        side = (_PICTURE_PX, _PICTURE_PX)
-        return np.array(Image.fromarray(array).resize(side, resample))
 
-    picture = enlarged(image_u8)
-    picture[contour(enlarged(truth))] = TRUTH
-    picture[contour(enlarged(prediction))] = PREDICTION
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, "png")
-    return base64.b64encode(content.getvalue()).decode()
+def _commands(run: Run, store: LatentStore, scores: Mapping[str, Any]) -> list[str]:
+    """The commands that do it again; MANIFEST is what `gms-lmm ingest` writes."""
+    made = store.attributes
+    encode: dict[str, Any] = {
+        "tokenizer": made["tokenizer"]["name"],
+        "views": made["views"],
+        "size": store.size,
+        "seed": made["seed"],
+        "precision": made["preprocessing"]["precision"],
+    }
+    train = {"latents": store.url, "out": run.path, **run.description["settings"]}
+    evaluate = {"run": run.path, "latents": store.url, "split": scores["split"]}
+    evaluate["hd95"] = scores["hd95_definition"]
+    native = " --native" if "native" in scores else ""
+    return [
+        f"gms-lmm encode MANIFEST {shlex.quote(store.url)}{_options(encode)}",
+        f"gms-lmm train{_options(train)}",
+        f"gms-lmm evaluate{_options(evaluate)}{native}",
+    ]
+
+
+def _options(settings: Mapping[str, Any]) -> str:
+    return "".join(
+        f" --{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in settings.items()
+    )

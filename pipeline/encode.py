@@ -246,13 +246,14 @@ def decode_sample(
     raises  InputError when the files are not the bytes that were ingested
     """
     image_path, mask_paths = manifest.image_path(row), manifest.mask_paths(row)
-    _require_same_bytes([image_path], row["image_sha256"])
-    _require_same_bytes(mask_paths, row["mask_sha256"])
+    require_same_bytes([image_path], row["image_sha256"])
+    require_same_bytes(mask_paths, row["mask_sha256"])
     image = resize_image(read_image(image_path), size)
     return image, resize_mask(read_union(mask_paths, labels=manifest.labels), size)
 
 
-def _require_same_bytes(paths: list[Path], ingested_sha256: str) -> None:
+def require_same_bytes(paths: list[Path], ingested_sha256: str) -> None:
+    """Raise InputError unless the files, one after the other, are the bytes that were ingested."""
     digest = hashlib.sha256()
     for path in paths:
         try:

@@ -165,3 +165,44 @@ def test_a_mistake_has_its_exit_code_and_no_traceback(
     assert result.stdout == ""
     if exit_code != 2 or "error:" in result.stderr:
         assert "fix:" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def scored_run(small_store: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = str(tmp_path_factory.mktemp("scored") / "run")
+    words = ["train", "--latents", small_store, "--out", out, "--loss", "lm", "--epochs", "1"]
+    assert run(*words, "--width", "16", "--precision", "fp32").exit_code == 0
+    return out
+
+
+def test_evaluate_scores_native_size_and_either_hd95(small_store: str, scored_run: str) -> None:
+    words = ["evaluate", "--run", scored_run, "--latents", small_store]
+    pooled = run_json(*words, "--native", "--hd95", "pooled")
+    assert pooled["hd95_definition"] == "pooled"
+    assert {"dsc", "iou", "hd95", "dsc_ci95", "dsc_sd"} <= pooled["native"].keys()
+    monai = run_json(*words)
+    assert monai["hd95_definition"] == "monai"
+    assert "native" not in monai
+    shown = run(*words, "--native").stdout
+    assert shown.count("DSC %") == 2
+    assert "original masks" in shown
+    assert "MONAI" in shown
+
+
+def test_report_writes_a_page_or_prints_a_table(
+    small_store: str, scored_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = run_json("evaluate", "--run", scored_run, "--latents", small_store)
+    monkeypatch.chdir(tmp_path)
+    printed = run("report", scored_run, "--table", "csv")
+    assert printed.exit_code == 0, printed.output
+    assert printed.stderr == ""
+    assert f"{100 * scores['dsc']:.2f}" in printed.stdout.splitlines()[1]
+    assert list(tmp_path.iterdir()) == []
+    written = run_json("report", scored_run, "--table", "latex", "-o", "table.tex")
+    assert Path("table.tex").read_text() == written["table"]
+    assert written["rows"][0]["scores"]["dsc"] == pytest.approx(100 * scores["dsc"])
+    answer = run_json("report", scored_run)
+    assert answer["page"] == "report.html"
+    assert answer["runs"][0]["dsc"] == scores["dsc"]
+    assert Path("report.html").read_text().startswith("<!doctype html>")

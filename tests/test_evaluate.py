@@ -1,6 +1,8 @@
 """Scores of a run: what is scored, in which order, on which store."""
 
+import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,13 @@ from PIL import Image
 from lmm.checkpoint import Run, create_run, open_run, write_checkpoint
 from lmm.decoder import MaskDecoder
 from lmm.evaluate import evaluate, write_evaluation, write_masks
+from lmm.losses import to_grey
 from lmm.metrics import score
+from lmm.native import native_mask
 from lmm.settings import TrainSettings
 from lmm.train import train
 from pipeline.encode import encode
-from pipeline.errors import ArtefactError
+from pipeline.errors import ArtefactError, InputError
 from pipeline.manifest import build_manifest
 from pipeline.store import open_store
 from pipeline.tokenizer import load_tokenizer
@@ -67,8 +71,8 @@ def test_the_summary_is_the_mean_over_images(run: Run, small_store: str) -> None
 def test_twice_gives_the_same_bytes(run: Run, small_store: str, tmp_path: Path) -> None:
     contents = []
     for name in ("a", "b"):
-        evaluation = evaluate(run, open_store(small_store), "test", CPU)
-        path = write_evaluation(evaluation, tmp_path / name, "small")
+        evaluation = evaluate(run, open_store(small_store), "test", CPU, native=True)
+        path = write_evaluation(evaluation, tmp_path / name)
         contents.append((path.read_bytes(), path.with_suffix(".json").read_bytes()))
     assert contents[0] == contents[1]
     assert json.loads(contents[0][1])["split"] == "test"
@@ -107,6 +111,126 @@ def test_an_imported_model_of_other_channels_is_refused(small_store: str, tmp_pa
     write_checkpoint(run.path / "best.safetensors", {}, {})
     with pytest.raises(ArtefactError, match="16 channels"):
         evaluate(run, open_store(small_store), "test", CPU)
+
+
+def test_the_table_holds_the_predicted_masks(run: Run, small_store: str) -> None:
+    evaluation = evaluate(run, open_store(small_store), "test", CPU)
+    for png, mask in zip(evaluation.per_image["prediction_png"], evaluation.masks, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), mask)
+
+
+@pytest.mark.parametrize("hd95", ["monai", "pooled"])
+def test_the_summary_says_which_hd95_it_holds(run: Run, small_store: str, hd95: str) -> None:
+    store = open_store(small_store)
+    evaluation = evaluate(run, store, "test", CPU, hd95=hd95)
+    ids = store.samples["sample_id"].to_list()
+    rows = [ids.index(name) for name in evaluation.per_image["sample_id"]]
+    expected = score(evaluation.masks, store.array("mask")[0][rows], hd95=hd95)["hd95"]
+    assert evaluation.summary["hd95_definition"] == hd95
+    assert evaluation.per_image["hd95"].to_list() == expected.tolist()
+
+
+def test_native_scores_are_those_of_the_grey_map_at_the_original_s_size(
+    run: Run, small_store: str, kl_folder: Path
+) -> None:
+    store = open_store(small_store)
+    evaluation = evaluate(run, store, "test", CPU, native=True)
+    decoder = load_tokenizer(str(kl_folder)).autoencoder
+    table = evaluation.per_image
+    sizes = set()
+    for row in table.iter_rows(named=True):
+        place = store.samples["sample_id"].to_list().index(row["sample_id"])
+        mean = torch.from_numpy(store.array("image_mean")[0, place][None]).float()
+        with torch.no_grad():
+            grey = to_grey(decoder.decode(run.model()(mean * 0.18215)["out"] / 0.18215).sample)
+        folder = Path(store.attributes["root"])
+        files = store.samples["masks"][place]
+        truth = np.any([np.asarray(Image.open(folder / file)) > 0 for file in files], axis=0)
+        # Pillow's bilinear filter, which is torch's where the map grows on both axes.
+        size = (truth.shape[1], truth.shape[0])
+        resized = np.asarray(
+            Image.fromarray(grey[0].numpy()).resize(size, Image.Resampling.BILINEAR)
+        )
+        expected = score(resized[None] > 0.5, truth[None])
+        sizes.add(truth.shape)
+        for metric in ("dsc", "iou", "hd95"):
+            assert row[f"native_{metric}"] == pytest.approx(expected[metric][0], abs=1e-3)
+    assert len(sizes) > 1
+    assert all(size[0] > store.size for size in sizes)
+    native = evaluation.summary["native"]
+    assert native["dsc"] == pytest.approx(sum(table["native_dsc"]) / len(table))
+    assert {"dsc_sd", "dsc_ci95", "iou_ci95", "hd95_sd", "hd95_ci95"} <= native.keys()
+
+
+def test_a_grey_map_grows_to_a_mask_by_hand() -> None:
+    # Two columns 0 and 1 on four: pixel centres at -0.25, 0.25, 0.75 and 1.25 of a column, so
+    # values 0, 0.25, 0.75 and 1; on six: 0, 0, 1/3, 2/3, 1, 1.
+    grey = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    assert native_mask(grey, (2, 4)).tolist() == [[False, False, True, True]] * 2
+    assert native_mask(grey * 0.6, (1, 6)).tolist() == [[False] * 4 + [True] * 2]
+
+
+def test_native_without_the_archive_says_where_it_was(
+    run: Run, small_store: str, tmp_path: Path
+) -> None:
+    store = open_store(small_store)
+    store.attributes["root"] = str(tmp_path / "gone")
+    with pytest.raises(ArtefactError, match=r"its images were in .*gone, which has gone"):
+        evaluate(run, store, "test", CPU, native=True)
+
+
+def test_native_with_an_edited_mask_is_refused_by_name(
+    run: Run, small_store: str, tmp_path: Path
+) -> None:
+    store = open_store(small_store)
+    root = Path(shutil.copytree(store.attributes["root"], tmp_path / "raw"))
+    store.attributes["root"] = str(root)
+    file = root / store.samples.filter(pl.col("split") == "test")["masks"][0][0]
+    Image.fromarray(~np.asarray(Image.open(file))).save(file)
+    with pytest.raises(InputError, match="changed since it was ingested"):
+        evaluate(run, store, "test", CPU, native=True)
+
+
+def test_another_data_set_in_a_store_of_the_same_name_overwrites_nothing(
+    run: Run, small_store: str, kl_folder: Path, tmp_path: Path
+) -> None:
+    names = ("benign (1)", "benign (8)", "malignant (9)", "malignant (5)")
+    manifest = small.ingest(small.write_busi(tmp_path / "raw", names))
+    url = str(tmp_path / "small.zarr")
+    encode(manifest, url, load_tokenizer(str(kl_folder)), size=small.SIZE_PX)
+    own, other = open_store(small_store), open_store(url)
+    assert own.name == other.name
+    paths = [
+        write_evaluation(evaluate(run, store, "test", CPU), tmp_path / "scores")
+        for store in (own, other)
+    ]
+    assert paths[0].name == "small-test.parquet"
+    assert paths[1].name == f"small-{manifest.digest[:8]}-test.parquet"
+    tested = manifest.frame.filter(pl.col("split") == "test")["sample_id"]
+    assert pl.read_parquet(paths[1])["sample_id"].to_list() == sorted(tested)
+    assert len(list((tmp_path / "scores").iterdir())) == 4
+
+
+def test_a_store_of_another_size_is_refused_naming_both(
+    run: Run, kl_folder: Path, tmp_path: Path
+) -> None:
+    manifest = small.ingest(small.write_busi(tmp_path / "raw"))
+    url = str(tmp_path / "small.zarr")
+    encode(manifest, url, load_tokenizer(str(kl_folder)), size=2 * small.SIZE_PX)
+    with pytest.raises(ArtefactError, match=r"trained at 64 px, .*small.zarr is at 128 px"):
+        evaluate(run, open_store(url), "test", CPU)
+
+
+def test_grey_of_exactly_one_half_is_background(
+    kl_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(str(kl_folder))
+    pixels = torch.zeros(1, 3, 2, 2)  # in [-1, 1], so a grey of 0.5
+    pixels[..., 1, 1] = 1e-6
+    monkeypatch.setattr(tokenizer, "decode", lambda latent, precision: pixels)
+    masks = MaskDecoder(tokenizer).masks(torch.zeros(1, 4, 8, 8))
+    assert masks.tolist() == [[[False, False], [False, True]]]
+    assert native_mask(torch.full((2, 2), 0.5), (5, 3)).sum() == 0
 
 
 def test_the_decoder_thresholds_above_one_half(kl_folder: Path) -> None:

@@ -1,0 +1,216 @@
+"""Scores of runs as a table for a paper: seeds grouped, best in bold; CSV, Markdown or LaTeX."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lmm.checkpoint import Run
+from lmm.metrics import METRICS
+from pipeline.errors import ArtefactError, UsageError
+
+FORMATS = ("csv", "markdown", "latex")
+HEADINGS = {"dsc": "DSC (%)", "iou": "IoU (%)", "hd95": "HD95 (px)"}
+_FACTOR = {"dsc": 100, "iou": 100, "hd95": 1}
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "×": r"$\times$",
+    **{special: f"\\{special}" for special in "&%$#_{}"},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs of equal settings, but for the seed, scored on one data set.
+
+    settings  what the rows of the table may differ in, as words
+    scores    mean over seeds of each run's mean: dsc, iou in per cent, hd95 in px
+    sds       sample standard deviation over seeds, or None for a single run
+    """
+
+    dataset: str
+    tokenizer: str
+    settings: dict[str, str]
+    seeds: int
+    scores: dict[str, float]
+    sds: dict[str, float] | None
+
+
+def read_evaluations(run: Run, split: str) -> list[dict[str, Any]]:
+    """The summaries that `evaluate` left in a run for a split, the samples trained on first.
+
+    One for each set of samples, the last written: a store may have been renamed in between.
+
+    raises  ArtefactError when there is none, or one of an earlier version
+    """
+    found = (run.path / "evaluate").glob(f"*-{split}.json")
+    files = sorted(found, key=lambda file: (file.stat().st_mtime_ns, file.name))
+    summaries = [json.loads(file.read_text()) for file in files]
+    own = run.description["store"]
+    url = "STORE" if own is None else own["url"]
+    fix = f"gms-lmm evaluate --run {run.path} --latents {url} --split {split}"
+    if not files:
+        raise ArtefactError(f"{run.path} has not been scored on {split}", fix)
+    old = [file for file, one in zip(files, summaries, strict=True) if "dataset" not in one]
+    if old:
+        raise ArtefactError(f"{old[0]} does not say which data set it scored", fix)
+    digest = None if own is None else own["receipt"]["manifest_digest"]
+    last = {one["manifest_digest"]: one for one in summaries}
+    return sorted(last.values(), key=lambda one: (one["manifest_digest"] != digest, one["dataset"]))
+
+
+def build_rows(runs: Sequence[Run], split: str) -> list[Row]:
+    """Rows of the table: one for every data set and setting, in order of first appearance.
+
+    raises  ArtefactError for a run that has not been scored on `split`; UsageError when some were
+            scored with another definition of HD95
+    """
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    settings: dict[tuple[str, ...], dict[str, str]] = {}
+    for run in {run.path.resolve(): run for run in runs}.values():
+        words = _settings(run)
+        for summary in read_evaluations(run, split):
+            scored_on = [summary[name] for name in ("dataset", "tokenizer", "manifest_digest")]
+            key = (*scored_on, str(summary["size"]), json.dumps(words))
+            groups.setdefault(key, []).append(summary)
+            settings[key] = words
+    definitions = {one["hd95_definition"] for group in groups.values() for one in group}
+    if len(definitions) > 1:
+        raise UsageError(
+            f"the runs were scored with different definitions of HD95: {sorted(definitions)}",
+            "gms-lmm evaluate them again with one --hd95",
+        )
+    return [_row(key, settings[key], group) for key, group in groups.items()]
+
+
+def _settings(run: Run) -> dict[str, str]:
+    """What a row is told apart by: every setting but the seed, and the views trained from."""
+    asked = run.description["settings"]
+    if asked is None:
+        return {"loss": "imported", "source": str(run.description["imported_from"])}
+    words = {name: str(value) for name, value in asked.items() if name != "seed"}
+    return words | {"views": str(run.description["store"]["receipt"]["views"])}
+
+
+def _row(key: tuple[str, ...], settings: dict[str, str], group: list[dict[str, Any]]) -> Row:
+    values = {name: [_FACTOR[name] * one[name] for one in group] for name in METRICS}
+    return Row(
+        dataset=key[0],
+        tokenizer=key[1],
+        settings=settings,
+        seeds=len(group),
+        scores={name: float(np.mean(of_seeds)) for name, of_seeds in values.items()},
+        sds={name: float(np.std(of_seeds, ddof=1)) for name, of_seeds in values.items()}
+        if len(group) > 1
+        else None,
+    )
+
+
+def format_table(rows: Sequence[Row], kind: str) -> str:
+    """The table as text: data set, tokenizer, loss, then what else the rows differ in, and scores.
+
+    DSC and IoU in per cent, HD95 in px, two decimals, ± the standard deviation over seeds. The
+    best of a data set, as printed, is in bold where there is something to compare; CSV has plain
+    numbers, and columns for the standard deviations and the number of seeds.
+
+    kind  csv, markdown or latex
+    """
+    return {"csv": _csv, "markdown": _markdown, "latex": _latex}[kind](rows)
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    names = _telling(rows)
+    scores = [column for name in METRICS for column in (name, f"{name}_sd")]
+    writer.writerow(["data set", "tokenizer", *names, "seeds", *scores])
+    for row in rows:
+        cells = [
+            cell
+            for name in METRICS
+            for cell in (f"{row.scores[name]:.2f}", f"{row.sds[name]:.2f}" if row.sds else "")
+        ]
+        writer.writerow([*_words(row, names), row.seeds, *cells])
+    return content.getvalue()
+
+
+def _markdown(rows: Sequence[Row]) -> str:
+    names = _telling(rows)
+    headings = ["data set", "tokenizer", *names]
+    lines = [
+        [*headings, *HEADINGS.values()],
+        ["---"] * len(headings) + ["---:"] * len(METRICS),
+        *_cells(rows, names, _escape_markdown, bold="**{}**", plus_minus=" ± "),
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _latex(rows: Sequence[Row]) -> str:
+    names = _telling(rows)
+    headings = ["Data set", "Tokenizer", *(name.replace("_", " ").capitalize() for name in names)]
+    cells = _cells(rows, names, _escape_latex, bold=r"\textbf{{{}}}", plus_minus=r" $\pm$ ")
+    titles = [*headings, *(_escape_latex(heading) for heading in HEADINGS.values())]
+    lines = [
+        rf"\begin{{tabular}}{{{'l' * len(headings)}{'r' * len(METRICS)}}}",
+        r"\hline",
+        rf"{' & '.join(titles)} \\",
+        r"\hline",
+        *(rf"{' & '.join(line)} \\" for line in cells),
+        r"\hline",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _telling(rows: Sequence[Row]) -> list[str]:
+    """The loss, and the settings that the rows differ in."""
+    names = dict.fromkeys(name for row in rows for name in row.settings)
+    differing = [name for name in names if len({row.settings.get(name) for row in rows}) > 1]
+    return ["loss", *(name for name in differing if name != "loss")]
+
+
+def _words(row: Row, names: Sequence[str]) -> list[str]:
+    return [row.dataset, row.tokenizer, *(row.settings.get(name, "") for name in names)]
+
+
+def _cells(
+    rows: Sequence[Row],
+    names: Sequence[str],
+    escape: Callable[[str], str],
+    bold: str,
+    plus_minus: str,
+) -> list[list[str]]:
+    lines = []
+    for row in rows:
+        line = [escape(word) for word in _words(row, names)]
+        for metric in METRICS:
+            mean = f"{row.scores[metric]:.2f}"
+            best = bold.format(mean) if _is_best(row, rows, metric) else mean
+            line.append(best + (f"{plus_minus}{row.sds[metric]:.2f}" if row.sds else ""))
+        lines.append(line)
+    return lines
+
+
+def _is_best(row: Row, rows: Sequence[Row], metric: str) -> bool:
+    """Whether a row's score, as printed, is the best of two rows or more on its data set."""
+    rivals = [round(one.scores[metric], 2) for one in rows if one.dataset == row.dataset]
+    best = min(rivals) if metric == "hd95" else max(rivals)
+    return len(rivals) > 1 and round(row.scores[metric], 2) == best
+
+
+def _escape_markdown(words: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>|#~&])", r"\\\1", " ".join(words.split()))
+
+
+def _escape_latex(words: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in " ".join(words.split()))

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,8 @@ class BatchSize(click.ParamType[int | None]):
             self.fail(f"{value!r} is neither 'auto' nor a positive number", param, ctx)
         return int(value)
 
+
+LINE_EVERY_S = 15
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there."
@@ -103,9 +106,22 @@ class RateColumn(ProgressColumn):
         return Text(f"{task.speed:.1f} {unit}/s" if task.speed else f"– {unit}/s")
 
 
+def _progress_lines(what: str, unit: str) -> Callable[[int, int], None]:
+    """For logs: nothing for short work, then a line every LINE_EVERY_S."""
+    said = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > LINE_EVERY_S:
+            said = time.monotonic()
+            say(f"{what}: {done} of {total} {unit}")
+
+    return progress
+
+
 @contextmanager
 def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, drawn on terminals only; yields a callback (done, total)."""
+    """A bar on stderr on terminals, else a line now and then; yields a callback (done, total)."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -114,7 +130,10 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    if not console.is_terminal:
+        yield _progress_lines(what, unit)
+        return
+    with Progress(*columns, console=console) as bars:
         task = bars.add_task(what, total=None, unit=unit)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.main import COMMANDS, main
+from cli.options import progress_bar
 
 HELP_COMMANDS = [[name] for name in COMMANDS if name != "bench"]
 HELP_COMMANDS += [["bench", "encode"], ["bench", "train"]]
@@ -206,3 +207,15 @@ def test_report_writes_a_page_or_prints_a_table(
     assert answer["page"] == "report.html"
     assert answer["runs"][0]["dsc"] == scores["dsc"]
     assert Path("report.html").read_text().startswith("<!doctype html>")
+
+
+def test_long_work_says_how_far_it_is_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 1.0, 16.0, 16.0, 20.0])
+    monkeypatch.setattr("cli.options.time.monotonic", lambda: next(clock))
+    with progress_bar("encode", "cells") as progress:
+        progress(1, 9)
+        progress(5, 9)
+        progress(6, 9)
+    assert capsys.readouterr().err == "encode: 5 of 9 cells\n"

@@ -10,6 +10,7 @@ READY := $(VENV)/.ready
 # Interrupted at any step, it goes on when it is called again; finished, it does nothing again.
 demo: $(READY)
 	@echo "demo: draw ultrasound phantoms, encode them once, train, score, make a page"
+	@echo "demo: what is finished below results/ is reused"
 	$(BIN)/snakemake --cores all --rerun-incomplete --nolock --quiet rules host reason -- all
 	@cat logs/phantoms/report.log
 

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,16 +54,17 @@ def shared_lock(url: str, partition: Partition) -> Iterator[None]:
 
     Waits for other partitions, which do the same, but not for a writer of the whole store.
     """
-    path = f"{url.rstrip('/')}.lock"
+    held = ExitStack()
     while True:
         try:
-            with _held(path, f"partition {partition}"):
-                yield
-                return
+            held.enter_context(_held(f"{url.rstrip('/')}.lock", f"partition {partition}"))
+            break
         except _HeldError as error:
             if not str(error.owner.get("what", "")).startswith("partition "):
                 raise
             time.sleep(_POLL_S)
+    with held:
+        yield
 
 
 @contextmanager

@@ -137,6 +137,16 @@ def test_partition_waits_for_another_that_prepares(url: str) -> None:
     assert order == ["first", "second"]
 
 
+def test_partition_that_is_taken_is_said_while_others_would_be_waited_for(url: str) -> None:
+    with (
+        partition_lock(url, Partition(1, 2)),
+        pytest.raises(ArtefactError, match="held by partition 1/2"),
+        shared_lock(url, Partition(1, 2)),
+        partition_lock(url, Partition(1, 2)),
+    ):
+        pass
+
+
 def test_names_with_special_characters_are_only_names(tmp_path: Path) -> None:
     url = str(tmp_path / "a[b]*?.zarr")
     with (

@@ -94,9 +94,9 @@ def test_real_busi_images_and_masks_survive_the_round_trip(
     pairs = read_pairs("busi", assets / "data" / "busi", split, "test", limit=16)
     scores = score_fidelity(shipped, "busi", pairs)
     assert scores["busi images"] == 16
-    assert scores["busi mask DSC, mean"] >= 0.985
+    assert scores["busi mask DSC, mean"] >= 0.99
     assert scores["busi mask DSC, worst"] >= 0.95
-    assert scores["busi image PSNR, dB"] >= 25
+    assert scores["busi image PSNR, dB"] >= 27
 
 
 def test_dsc_by_hand() -> None:

@@ -6,7 +6,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from cli.options import device_option, emit, json_option, progress_bar, say
+from cli.options import SCORES, device_option, emit, json_option, progress_bar, say
 
 
 @click.command("ceiling")
@@ -47,13 +47,9 @@ def _show(summary: dict[str, Any]) -> None:
     grid = Table(title=f"{summary['split']}: {summary['n']} images", title_justify="left")
     for heading in ("", "mean", "sd", "worst"):
         grid.add_column(heading, justify="left" if not heading else "right")
-    for key, label, factor in (
-        ("dsc", "mask DSC %", 100),
-        ("iou", "mask IoU %", 100),
-        ("hd95", "mask HD95 px", 1),
-    ):
+    for key, label, factor in SCORES:
         values = [factor * summary[name] for name in (key, f"{key}_sd", f"{key}_worst")]
-        grid.add_row(label, *(f"{value:.2f}" for value in values))
+        grid.add_row(f"mask {label}", *(f"{value:.2f}" for value in values))
     if summary["image_psnr_db"] is not None:
         mean, worst = summary["image_psnr_db"], summary["image_psnr_db_worst"]
         grid.add_row("image PSNR dB", f"{mean:.2f}", "", f"{worst:.2f}")

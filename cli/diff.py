@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from cli.options import emit, json_option
+from cli.options import emit, json_option, some_of
 
 
 @click.command("diff")
@@ -30,8 +30,8 @@ def _show(found: dict[str, Any]) -> None:
         click.echo(f"{name}: {of_a} → {of_b}")
     for what, ids in found["samples"].items():
         if ids:
-            named = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
-            click.echo(f"{what if what.startswith('only') else f'{what} differs'}: {named}")
+            words = what if what.startswith("only") else f"{what} differs"
+            click.echo(f"{words}: {some_of(ids)}")
     cells = found["cells"]
     click.echo(f"{cells['same']} of {cells['common']} common cells hold the same")
     if found["same"]:

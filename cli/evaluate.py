@@ -7,7 +7,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from cli.options import device_option, emit, json_option, latents_option, run_option
+from cli.options import SCORES, device_option, emit, json_option, latents_option, run_option
 
 if TYPE_CHECKING:
     from lmm.metrics import HD95
@@ -84,11 +84,7 @@ def _scores(title: str, summary: dict[str, Any]) -> None:
     grid = Table(title=title, title_justify="left")
     for heading in ("", "mean", "sd", "95 % interval"):
         grid.add_column(heading, justify="left" if not heading else "right")
-    for key, label, factor in (
-        ("dsc", "DSC %", 100),
-        ("iou", "IoU %", 100),
-        ("hd95", "HD95 px", 1),
-    ):
+    for key, label, factor in SCORES:
         low, high = summary[f"{key}_ci95"]
         grid.add_row(
             label,

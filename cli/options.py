@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,11 @@ def emit(result: Mapping[str, Any], as_json: bool, show: Callable[[], None]) -> 
         show()
 
 
+def some_of(names: Sequence[str]) -> str:
+    """The first few of them, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 class RateColumn(ProgressColumn):
     """Steps of the bar per second, in the bar's own unit."""
 
@@ -136,6 +141,10 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console) as bars:
         task = bars.add_task(what, total=None, unit=unit)
         yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+# Scores as tables show them: key, label with unit, factor.
+SCORES = (("dsc", "DSC %", 100), ("iou", "IoU %", 100), ("hd95", "HD95 px", 1))
 
 
 def table(title: str, rows: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from cli.options import device_option, emit, json_option, progress_bar
+from cli.options import device_option, emit, json_option, progress_bar, some_of
 
 
 @click.command("verify")
@@ -65,8 +65,7 @@ def command(store: str, reencode: int, device: str, as_json: bool) -> None:
 def _show(result: dict[str, Any]) -> None:
     for fault in result["faults"]:
         ids = fault["sample_ids"]
-        named = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
-        click.echo(f"{fault['kind']}: {fault['what']}" + (f" ({named})" if ids else ""))
+        click.echo(f"{fault['kind']}: {fault['what']}" + (f" ({some_of(ids)})" if ids else ""))
     state = "every byte is right" if result["ok"] else f"{len(result['faults'])} faults"
     again = f", {result['reencoded']} encoded again" if result["reencoded"] else ""
     click.echo(f"{result['store']}: {result['checked']} cells checked{again}: {state}")

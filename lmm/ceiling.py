@@ -10,19 +10,16 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from lmm.decoder import MaskDecoder
+from lmm.decoder import MaskDecoder, images_at_a_time
 from lmm.latents import Latents, load_latents
 from lmm.metrics import METRICS, Scores, score, summarise
-from pipeline.ahead import map_ahead
-from pipeline.encode import decode_sample
 from pipeline.errors import InputError
 from pipeline.fidelity import psnr_db
 from pipeline.images import ImageU8
+from pipeline.samples import original_images
 from pipeline.store import LatentStore
 from pipeline.tokenizer import Tokenizer, load_tokenizer_of
 
-# Images through D at a time: its activations at full resolution are the largest thing here.
-IMAGES_A_BATCH = {"cuda": 32, "cpu": 2}
 # Masks scored at a time, side by side in threads.
 MASKS_A_BLOCK = 32
 
@@ -75,7 +72,7 @@ def ceiling(
     scores = _mask_scores(parts, MaskDecoder(tokenizer), tick)
     psnr, no_psnr = None, None
     try:
-        psnr = _image_psnr(parts, _originals(store, ids), tokenizer, tick)
+        psnr = _image_psnr(parts, original_images(store, ids), tokenizer, tick)
         no_psnr = None if np.isfinite(psnr).any() else "every image comes back to the bit"
     except InputError as error:
         no_psnr = error.message
@@ -105,7 +102,7 @@ def _image_psnr(
 ) -> NDArray[np.float64]:
     """PSNR of every decoded image against its original, (n,) in dB, infinite where equal."""
     values = []
-    for part, rows in _blocks(parts, IMAGES_A_BATCH.get(tokenizer.device.type, 8)):
+    for part, rows in _blocks(parts, images_at_a_time(tokenizer.device)):
         image_u8 = torch.from_numpy(np.stack(list(islice(originals, len(rows)))))
         truth_pm1 = image_u8.to(tokenizer.device).permute(0, 3, 1, 2) / 255.0 * 2.0 - 1.0
         decoded_pm1 = tokenizer.decode(part.image_mean[0, rows].float()).clamp(-1, 1)
@@ -118,13 +115,6 @@ def _blocks(parts: Sequence[Latents], count: int) -> Iterator[tuple[Latents, tor
     for part in parts:
         for rows in torch.arange(len(part), device=part.device).split(count):
             yield part, rows
-
-
-def _originals(store: LatentStore, ids: Sequence[str]) -> Iterator[ImageU8]:
-    """The images that were encoded, read again from where they were, at the store's size."""
-    source = store.source()
-    row_of = {row["sample_id"]: row for row in source.frame.to_dicts()}
-    return map_ahead(lambda name: decode_sample(source, row_of[name], store.size)[0], ids)
 
 
 def _summary(per_image: pl.DataFrame, split: str, store: LatentStore) -> dict[str, Any]:

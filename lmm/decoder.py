@@ -9,8 +9,14 @@ from lmm.losses import to_grey
 from pipeline.tokenizer import Tokenizer
 
 THRESHOLD = 0.5
-# Images decoded at a time: a decoder's activations at full resolution are the largest thing here.
-_BATCH = {"cuda": 64, "cpu": 2}
+
+
+def images_at_a_time(device: torch.device) -> int:
+    """How many images suit a device: a GPU wants many, a CPU is fastest with what fits its cache.
+
+    A decoder's activations at full resolution are the largest thing in evaluation and prediction.
+    """
+    return {"cuda": 64, "cpu": 2}.get(device.type, 8)
 
 
 class MaskDecoder:
@@ -34,7 +40,7 @@ class MaskDecoder:
 
     def greys(self, z_mask_hat: torch.Tensor) -> Iterator[torch.Tensor]:
         """Grey masks without gradients, in batches that fit: (n, C, h, w) → (≤ n, H, W) each."""
-        for batch in z_mask_hat.split(_BATCH.get(z_mask_hat.device.type, 8)):
+        for batch in z_mask_hat.split(images_at_a_time(z_mask_hat.device)):
             with torch.inference_mode():
                 grey = self(batch)
             yield grey

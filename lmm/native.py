@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from lmm.decoder import THRESHOLD
 from lmm.metrics import HD95, score
-from pipeline.encode import require_same_bytes
 from pipeline.errors import ArtefactError
 from pipeline.images import read_union
+from pipeline.samples import require_same_bytes
 from pipeline.store import LatentStore
 
 

@@ -12,16 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lmm.decoder import THRESHOLD
+from lmm.decoder import THRESHOLD, images_at_a_time
 from lmm.predict import Predictor, at_size, fault_of
 from pipeline.ahead import map_ahead
 from pipeline.cells import is_out_of_memory
 from pipeline.errors import UsageError
 from pipeline.image_files import require_distinct_stems
 from pipeline.images import ImageError, read_image, resize_image
-
-# Images at a time: a GPU wants many; a CPU is fastest with what fits its cache.
-BATCH = {"cuda": 64, "cpu": 2}
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def predict_files(
     started = time.monotonic()
     skipped: list[ImageError] = []
     pictures = _sound(map_ahead(partial(_read, size=model.size), images), skipped)
-    batches = _batches(pictures, batch_size or BATCH.get(model.device.type, 8))
+    batches = _batches(pictures, batch_size or images_at_a_time(model.device))
     maps = _sound(_grey_maps(model, batches), skipped)
     n = 0
     for n, _ in enumerate(map_ahead(partial(_write, out=out, grey_folder=grey_folder), maps), 1):

@@ -24,9 +24,9 @@ from lmm.metrics import score
 from lmm.report_charts import curves, histogram
 from lmm.report_pictures import FULL_PX, captions, image_uri, outline, ranks, side_px
 from lmm.tables import read_evaluations
-from pipeline.encode import decode_sample
 from pipeline.errors import ArtefactError, InputError
 from pipeline.images import ImageU8, Mask
+from pipeline.samples import original_images
 from pipeline.store import LatentStore, open_store
 
 COLUMNS = {
@@ -167,16 +167,14 @@ def _samples(store: LatentStore, split: str) -> Samples:
     assert latents.mask_bits is not None
     masks = latents.unpack(latents.mask_bits[0]).numpy()
     truths = dict(sorted(zip(latents.sample_ids, masks, strict=True)))
-    images = _images_u8(store, split)
+    images = _images_u8(store, list(truths))
     otsu_dsc = None if images is None else _otsu_dsc(truths, images)
     return Samples(store, truths, images, otsu_dsc)
 
 
-def _images_u8(store: LatentStore, split: str) -> dict[str, ImageU8] | None:
-    source = store.source()
-    rows = store.samples.filter(pl.col("split") == split).to_dicts()
+def _images_u8(store: LatentStore, sample_ids: Sequence[str]) -> dict[str, ImageU8] | None:
     try:
-        return {row["sample_id"]: decode_sample(source, row, store.size)[0] for row in rows}
+        return dict(zip(sample_ids, original_images(store, sample_ids), strict=True))
     except InputError:
         return None
 

@@ -1,27 +1,26 @@
 """Manifest in, latent store out: every cell without its wanted key is encoded and keyed."""
 
 import errno
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import dask
 import numpy as np
 import torch
 
+from pipeline.ahead import map_ahead
 from pipeline.cells import CellEncoder
 from pipeline.create import create_store
 from pipeline.errors import ArtefactError, InputError
-from pipeline.images import read_image, read_union, resize_image, resize_mask
 from pipeline.keys import cell_checksums
 from pipeline.lock import Partition, living_partitions, partition_lock, shared_lock, writer_lock
 from pipeline.manifest import Manifest
 from pipeline.receipt import write_receipt
+from pipeline.samples import decode_sample
 from pipeline.store import LatentStore, open_store, store_exists
 from pipeline.tokenizer import Tokenizer, require_multiple
 from pipeline.verify import mend, verify
@@ -229,42 +228,7 @@ def _decoded_blocks(
         return shards, pixels, torch.from_numpy(np.stack(masks)), places
 
     blocks = [block for block in range(store.blocks()) if todo[:, store.rows_of(block)].any()]
-    with ThreadPoolExecutor(1, "decoder") as ahead:
-        upcoming = ahead.submit(decode, blocks[0])
-        for following in [*blocks[1:], None]:
-            current = upcoming.result()
-            if following is not None:
-                upcoming = ahead.submit(decode, following)
-            yield current
-
-
-def decode_sample(
-    manifest: Manifest, row: dict[str, Any], size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """One sample's pixels at the store's size: image (size, size, 3) uint8, mask (size, size) bool.
-
-    raises  InputError when the files are not the bytes that were ingested
-    """
-    image_path, mask_paths = manifest.image_path(row), manifest.mask_paths(row)
-    require_same_bytes([image_path], row["image_sha256"])
-    require_same_bytes(mask_paths, row["mask_sha256"])
-    image = resize_image(read_image(image_path), size)
-    return image, resize_mask(read_union(mask_paths, labels=manifest.labels), size)
-
-
-def require_same_bytes(paths: list[Path], ingested_sha256: str) -> None:
-    """Raise InputError unless the files, one after the other, are the bytes that were ingested."""
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            digest.update(path.read_bytes())
-        except OSError as error:
-            raise InputError(
-                f"{path} cannot be read: {error.strerror}", "restore the file"
-            ) from error
-    if digest.hexdigest() != ingested_sha256:
-        names = ", ".join(str(path) for path in paths)
-        raise InputError(f"{names} changed since it was ingested", "run gms-lmm ingest again")
+    return map_ahead(decode, blocks, ahead=1)
 
 
 def _shard_cells(
@@ -293,11 +257,7 @@ def _write_shard(store: LatentStore, shard: Shard, cells: dict[str, np.ndarray])
     """Invalidate, write, commit: whenever the process dies, no key vouches for other data."""
     rows = store.rows_of(shard.block)
     inside = shard.rows - rows.start
-    key_array = store.array("key")
-    keys: np.ndarray = np.array(key_array[shard.view, rows])
-    if keys[inside].any():
-        keys[inside] = 0
-        key_array[shard.view, rows] = keys
+    keys = store.drop_keys(shard.view, shard.block, inside)
     others = np.delete(keys, inside, axis=0)
     wanted = store.wanted_keys[shard.view, shard.rows]
     in_order = {name: cells[name] for name in store.data_arrays}
@@ -311,4 +271,4 @@ def _write_shard(store: LatentStore, shard: Shard, cells: dict[str, np.ndarray])
         data[inside] = values
         store.array(name)[shard.view, rows] = data
     keys[inside] = wanted
-    key_array[shard.view, rows] = keys
+    store.array("key")[shard.view, rows] = keys

@@ -12,11 +12,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.augment import apply_views, draw_views
-from pipeline.encode import decode_sample
 from pipeline.errors import UsageError
 from pipeline.fidelity import psnr_db
 from pipeline.images import ImageU8, Mask
 from pipeline.manifest import Manifest
+from pipeline.samples import decode_sample
 from pipeline.tokenizer import Tokenizer, require_multiple
 
 GAP_PX, CAPTION_PX, FONT_PX = 8, 18, 12

@@ -39,14 +39,14 @@ def prune(
     raises    UsageError for a store that is not on a local disk, where a folder can be renamed, or
               when nothing would be left; ArtefactError when someone writes to it or it is damaged
     """
+    if not isinstance(fsspec.core.url_to_fs(url)[0], LocalFileSystem):
+        raise UsageError(
+            f"{url} is not on a local disk, where a pruned copy can take its place at once",
+            "encode the manifest into a new store there, or prune a local copy and upload it",
+        )
     with writer_lock(url, "prune"):
         _finish_swap(url)
         store = open_store(url)
-        if not isinstance(store.fs, LocalFileSystem):
-            raise UsageError(
-                f"{url} is not on a local disk, where a pruned copy can take its place at once",
-                "encode the manifest into a new store there, or prune a local copy and upload it",
-            )
         keep = store.live.copy()
         if manifest is not None:
             kept = manifest.frame["sample_id"].to_list()

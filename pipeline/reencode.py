@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from pipeline.cells import CellEncoder
-from pipeline.encode import decode_sample
 from pipeline.errors import UsageError
+from pipeline.samples import decode_sample
 from pipeline.store import LatentStore
 from pipeline.tokenizer import Tokenizer
 from pipeline.verify import Fault

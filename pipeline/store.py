@@ -138,6 +138,19 @@ class LatentStore:
         everything = (slice(None), slice(len(self.samples)))
         return self._read("checksum", everything, "a chunk of checksum")
 
+    def drop_keys(self, view: int, block: int, inside: np.ndarray) -> np.ndarray:
+        """Take their keys from some cells of a shard, so that nothing vouches for their data.
+
+        inside   places of the cells in the shard
+        returns  uint8 [≤ shard_samples, 16], the shard's keys as they are now
+        """
+        array, rows = self.array("key"), self.rows_of(block)
+        keys: np.ndarray = np.array(array[view, rows])
+        if keys[inside].any():
+            keys[inside] = 0
+            array[view, rows] = keys
+        return keys
+
     def present(self) -> np.ndarray:
         """Which cells hold what the manifest and settings ask for; bool [view, sample]."""
         matching = (self.stored_keys()[: self.views] == self.wanted_keys).all(axis=2)

@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import dask
 import numpy as np
 
+from pipeline.ahead import map_ahead
 from pipeline.errors import ArtefactError
 from pipeline.keys import KEY_BYTES, cell_checksums
 from pipeline.receipt import array_digests, receipt_head
 from pipeline.store import LatentStore
 
 Progress = Callable[[int, int], None]
-_AT_ONCE = 8  # shards in memory, about 10 MB each
+_AHEAD = 8  # shards in memory, about 10 MB each
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,12 @@ def verify(store: LatentStore, progress: Progress | None = None) -> tuple[int, l
     faults = list(_foreign_files(store))
     keys = np.zeros_like(store.wanted_keys)
     places = [(view, block) for block in range(store.blocks()) for view in range(store.views)]
-    for start in range(0, len(places), _AT_ONCE):
-        some = places[start : start + _AT_ONCE]
-        tasks = [dask.delayed(_check_shard)(store, view, block) for view, block in some]
-        results = dask.compute(*tasks, scheduler="threads")
-        for (view, block), (stored, found) in zip(some, results, strict=True):
-            keys[view, store.rows_of(block)] = stored
-            faults += found
+    checks = map_ahead(lambda place: _check_shard(store, *place), places, ahead=_AHEAD)
+    for done, ((view, block), (stored, found)) in enumerate(zip(places, checks, strict=True), 1):
+        keys[view, store.rows_of(block)] = stored
+        faults += found
         if progress:
-            progress(start + len(some), len(places))
+            progress(done, len(places))
     checked = int(keys.any(axis=2).sum())
     return checked, faults + list(_receipt_faults(store, keys, faults))
 
@@ -173,16 +170,11 @@ def mend(store: LatentStore, faults: list[Fault]) -> list[str]:
         if fault.array == "key":
             store.fs.rm_file(f"{store.root}/{fault.file}")
         elif fault.view is not None and fault.array is not None:
-            _drop_keys(store, fault.view, list(fault.rows))
+            block = fault.rows[0] // store.shard_samples
+            inside = np.array(fault.rows) - store.rows_of(block).start
+            store.drop_keys(fault.view, block, inside)
         elif fault.kind == "foreign file":
             moved.append(f"{store.root}.foreign/{fault.file}")
             store.fs.makedirs(moved[-1].rpartition("/")[0], exist_ok=True)
             store.fs.mv(f"{store.root}/{fault.file}", moved[-1])
     return moved
-
-
-def _drop_keys(store: LatentStore, view: int, rows: list[int]) -> None:
-    keys = store.array("key")
-    of_view: np.ndarray = np.array(keys[view])
-    of_view[rows] = 0
-    keys[view] = of_view

@@ -18,7 +18,7 @@ from lmm.train import train
 from pipeline.encode import encode
 from pipeline.manifest import build_manifest
 from pipeline.store import open_store
-from pipeline.tokenizer import load_tokenizer
+from pipeline.tokenizer import Tokenizer, load_tokenizer
 
 ASSETS = Path(os.environ.get("GMS_LMM_ASSETS", Path(__file__).parents[2] / "shared"))
 
@@ -39,6 +39,24 @@ def kl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights") / "kl"
     small.small_kl().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(kl_folder: Path) -> Tokenizer:
+    """The small AutoencoderKL, loaded; never changed."""
+    return load_tokenizer(str(kl_folder))
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Six samples in BUSI's layout, of the test's own, to be changed."""
+    return small.write_busi(tmp_path / "raw")
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """Where a store may be written."""
+    return str(tmp_path / "store.zarr")
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
 """Small stand-ins: six images in BUSI's layout, and tokenizers with random weights."""
 
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from PIL import Image, ImageChops, ImageOps
@@ -53,6 +55,11 @@ def turn_mask(path: Path) -> None:
 
 def image_path(root: Path, sample_id: str) -> Path:
     return root / "Dataset_BUSI_with_GT" / sample_id.split(" ")[0] / f"{sample_id}.png"
+
+
+def without(manifest: Manifest, *sample_ids: str) -> Manifest:
+    """A manifest from which some samples have left."""
+    return replace(manifest, frame=manifest.frame.filter(~pl.col("sample_id").is_in(sample_ids)))
 
 
 def ingest(root: Path, seed: int = 0) -> Manifest:

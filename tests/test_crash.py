@@ -22,17 +22,12 @@ from pipeline.encode import encode
 from pipeline.errors import ArtefactError
 from pipeline.manifest import Manifest, write_manifest
 from pipeline.store import open_store, store_exists
-from pipeline.tokenizer import Tokenizer, load_tokenizer
+from pipeline.tokenizer import Tokenizer
 from pipeline.verify import verify
 
 # GMS_LMM_KILLS=200 GMS_LMM_EXAMPLES=300 for a long night.
 KILLS = int(os.environ.get("GMS_LMM_KILLS", "12"))
 EXAMPLES = int(os.environ.get("GMS_LMM_EXAMPLES", "10"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(kl_folder: Path) -> Tokenizer:
-    return load_tokenizer(str(kl_folder))
 
 
 def digests(url: str) -> dict[str, str]:

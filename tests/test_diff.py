@@ -13,12 +13,7 @@ from pipeline.diff import diff_stores
 from pipeline.encode import encode
 from pipeline.manifest import Manifest
 from pipeline.store import open_store
-from pipeline.tokenizer import Tokenizer, load_tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer(kl_folder: Path) -> Tokenizer:
-    return load_tokenizer(str(kl_folder))
+from pipeline.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

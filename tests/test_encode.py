@@ -26,21 +26,6 @@ from pipeline.store import open_store
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 
 
-@pytest.fixture(scope="module")
-def tokenizer(kl_folder: Path) -> Tokenizer:
-    return load_tokenizer(str(kl_folder))
-
-
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
-    return small.write_busi(tmp_path / "raw")
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return str(tmp_path / "store.zarr")
-
-
 @pytest.fixture
 def three_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two samples a shard, so that six samples are three of them."""
@@ -49,11 +34,6 @@ def three_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(manifest: Manifest, url: str, tokenizer: Tokenizer, **settings: Any) -> EncodeReport:
     return encode(manifest, url, tokenizer, **{"views": 2, "size": small.SIZE_PX, **settings})
-
-
-def without(manifest: Manifest, *sample_ids: str) -> Manifest:
-    frame = manifest.frame.filter(~pl.col("sample_id").is_in(sample_ids))
-    return Manifest(frame, manifest.root, manifest.layout)
 
 
 def files(url: str) -> dict[str, tuple[bytes, int]]:
@@ -348,7 +328,7 @@ def test_added_samples_alone_are_encoded_and_order_makes_no_difference(
     raw: Path, url: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     whole = small.ingest(raw)
-    run(without(whole, "benign (1)", "malignant (1)"), url, tokenizer)
+    run(small.without(whole, "benign (1)", "malignant (1)"), url, tokenizer)
     assert counts(run(whole, url, tokenizer)) == (4, 8, 12)
     # What was there keeps its place; what is new comes last.
     assert open_store(url).samples["sample_id"].to_list()[-2:] == ["benign (1)", "malignant (1)"]
@@ -362,7 +342,9 @@ def test_store_grows_beyond_its_last_shard(
 ) -> None:
     small.write_busi(raw, ("benign (7)", "benign (8)", "benign (9)"))
     whole = small.ingest(raw)
-    run(without(whole, "benign (7)", "benign (8)", "benign (9)", "benign (4)"), url, tokenizer)
+    run(
+        small.without(whole, "benign (7)", "benign (8)", "benign (9)", "benign (4)"), url, tokenizer
+    )
     assert counts(run(whole, url, tokenizer)) == (8, 10, 18)
     assert digests(url) == fresh_digests(whole, tokenizer, tmp_path)
 
@@ -373,7 +355,7 @@ def test_sample_that_leaves_is_no_longer_live_and_may_come_back(
     whole = small.ingest(raw)
     run(whole, url, tokenizer)
     before = digests(url)
-    rest = without(whole, "benign (2)")
+    rest = small.without(whole, "benign (2)")
     assert counts(run(rest, url, tokenizer)) == (0, 10, 10)
     store = open_store(url)
     assert store.samples.filter(pl.col("split").is_null())["sample_id"].to_list() == ["benign (2)"]
@@ -389,7 +371,7 @@ def test_shard_whose_samples_have_all_left_is_not_missed(
 ) -> None:
     whole = small.ingest(raw)
     run(whole, url, tokenizer, views=1)
-    rest = without(whole, "benign (1)", "benign (2)")  # the first shard
+    rest = small.without(whole, "benign (1)", "benign (2)")  # the first shard
     assert counts(run(rest, url, tokenizer, views=2)) == (4, 4, 8)
     assert digests(url) == fresh_digests(rest, tokenizer, tmp_path, views=2)
 

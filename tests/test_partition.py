@@ -12,13 +12,8 @@ from pipeline.encode import _share_of, encode
 from pipeline.errors import ArtefactError
 from pipeline.lock import Partition, partition_lock
 from pipeline.store import open_store
-from pipeline.tokenizer import Tokenizer, load_tokenizer
+from pipeline.tokenizer import Tokenizer
 from pipeline.verify import verify
-
-
-@pytest.fixture(scope="module")
-def tokenizer(kl_folder: Path) -> Tokenizer:
-    return load_tokenizer(str(kl_folder))
 
 
 @pytest.fixture

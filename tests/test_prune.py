@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import polars as pl
 import pytest
 import small
 
@@ -13,18 +12,8 @@ from pipeline.lock import writer_lock
 from pipeline.manifest import Manifest
 from pipeline.prune import prune
 from pipeline.store import open_store
-from pipeline.tokenizer import Tokenizer, load_tokenizer
+from pipeline.tokenizer import Tokenizer
 from pipeline.verify import verify
-
-
-@pytest.fixture(scope="module")
-def tokenizer(kl_folder: Path) -> Tokenizer:
-    return load_tokenizer(str(kl_folder))
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return str(tmp_path / "store.zarr")
 
 
 @pytest.fixture
@@ -38,11 +27,6 @@ def whole(
     return manifest
 
 
-def without(manifest: Manifest, *sample_ids: str) -> Manifest:
-    frame = manifest.frame.filter(~pl.col("sample_id").is_in(sample_ids))
-    return Manifest(frame, manifest.root, manifest.layout, manifest.labels)
-
-
 def fresh_digests(manifest: Manifest, tokenizer: Tokenizer, folder: Path, views: int) -> object:
     url = str(folder / "fresh.zarr")
     encode(manifest, url, tokenizer, views=views, size=small.SIZE_PX)
@@ -52,7 +36,7 @@ def fresh_digests(manifest: Manifest, tokenizer: Tokenizer, folder: Path, views:
 def test_samples_not_in_the_manifest_go_and_their_bytes_with_them(
     whole: Manifest, url: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    rest = without(whole, "benign (1)", "benign (4)", "malignant (1)")
+    rest = small.without(whole, "benign (1)", "benign (4)", "malignant (1)")
     pruned = prune(url, rest)
     assert (pruned.samples, pruned.views) == (3, 0)
     assert pruned.bytes_after < 0.8 * pruned.bytes_before
@@ -66,7 +50,7 @@ def test_samples_not_in_the_manifest_go_and_their_bytes_with_them(
 def test_samples_that_left_and_views_no_longer_asked_for_go_without_a_manifest(
     whole: Manifest, url: str, tokenizer: Tokenizer
 ) -> None:
-    rest = without(whole, "malignant (2)")
+    rest = small.without(whole, "malignant (2)")
     encode(rest, url, tokenizer, views=2, size=small.SIZE_PX)
     receipt = open_store(url).receipt()
     pruned = prune(url)
@@ -90,7 +74,7 @@ def test_unfinished_cells_stay_unfinished(whole: Manifest, url: str, tokenizer: 
     with pytest.raises(KeyboardInterrupt):
         encode(whole, url, tokenizer, views=5, size=small.SIZE_PX, progress=stop)
     present = int(open_store(url).present()[:, 2:].sum())
-    rest = without(whole, "benign (1)", "benign (2)")
+    rest = small.without(whole, "benign (1)", "benign (2)")
     prune(url, rest)
     store = open_store(url)
     assert int(store.present().sum()) == present
@@ -108,7 +92,7 @@ def test_killed_prune_leaves_a_whole_store_and_is_finished_by_the_next(
     monkeypatch: pytest.MonkeyPatch,
     step: str,
 ) -> None:
-    rest = without(whole, "benign (1)")
+    rest = small.without(whole, "benign (1)")
 
     class Killed(BaseException):
         pass
@@ -146,7 +130,7 @@ def test_killed_prune_leaves_a_whole_store_and_is_finished_by_the_next(
 
 def test_nothing_left_is_refused(whole: Manifest, url: str) -> None:
     with pytest.raises(UsageError, match="no sample"):
-        prune(url, without(whole, *small.SAMPLES))
+        prune(url, small.without(whole, *small.SAMPLES))
     assert verify(open_store(url)) == (18, [])
 
 
@@ -159,7 +143,7 @@ def test_damaged_store_is_refused_and_kept(whole: Manifest, url: str) -> None:
     chunk = Path(url, "mask/c/1/2/0/0")
     chunk.write_bytes(chunk.read_bytes()[:-1])
     with pytest.raises(ArtefactError, match="mask/c/1/2/0/0 is damaged"):
-        prune(url, without(whole, "benign (1)"))
+        prune(url, small.without(whole, "benign (1)"))
     assert open_store(url).views == 3
 
 
@@ -167,4 +151,4 @@ def test_store_elsewhere_than_on_a_disk_is_refused(whole: Manifest, tokenizer: T
     url = "memory://pruned.zarr"
     encode(whole, url, tokenizer, views=1, size=small.SIZE_PX)
     with pytest.raises(UsageError, match="not on a local disk"):
-        prune(url, without(whole, "benign (1)"))
+        prune(url, small.without(whole, "benign (1)"))

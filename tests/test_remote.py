@@ -14,7 +14,7 @@ from pipeline.errors import ArtefactError
 from pipeline.lock import Partition, writer_lock
 from pipeline.manifest import Manifest
 from pipeline.store import open_store
-from pipeline.tokenizer import Tokenizer, load_tokenizer
+from pipeline.tokenizer import Tokenizer
 from pipeline.verify import verify
 
 with warnings.catch_warnings():
@@ -39,11 +39,6 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         fsspec.filesystem("s3").mkdir("stores")
         yield "s3://stores"
     server.stop()
-
-
-@pytest.fixture(scope="module")
-def tokenizer(kl_folder: Path) -> Tokenizer:
-    return load_tokenizer(str(kl_folder))
 
 
 @pytest.fixture(scope="module")

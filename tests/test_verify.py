@@ -16,15 +16,10 @@ from pipeline.errors import ArtefactError
 from pipeline.manifest import Manifest
 from pipeline.reencode import reencode
 from pipeline.store import open_store
-from pipeline.tokenizer import Tokenizer, load_tokenizer
+from pipeline.tokenizer import Tokenizer
 from pipeline.verify import verify
 
 SAMPLES = 70  # two shards a view
-
-
-@pytest.fixture(scope="module")
-def tokenizer(kl_folder: Path) -> Tokenizer:
-    return load_tokenizer(str(kl_folder))
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +112,18 @@ def test_harmed_chunk_is_named_and_its_shard_alone_encoded_again(
         built[0], str(store), tokenizer, views=2, size=small.SIZE_PX, repair=not lost_keys
     )
     assert (report.encoded, report.reused) == (6, 134)
+    assert faults(store) == []
+    assert digests(store) == before
+
+
+def test_damaged_keys_do_not_keep_other_shards_of_the_view_from_being_mended(
+    built: tuple[Manifest, Path], store: Path, tokenizer: Tokenizer
+) -> None:
+    before = digests(store)
+    flip_bit(chunk(store, "mask", 1, 0))
+    flip_bit(chunk(store, "key", 1, 1))
+    assert [fault["array"] for fault in faults(store)] == ["mask", "key"]
+    encode(built[0], str(store), tokenizer, views=2, size=small.SIZE_PX, repair=True)
     assert faults(store) == []
     assert digests(store) == before
 

@@ -9,25 +9,10 @@ import small
 
 from pipeline.encode import encode
 from pipeline.manifest import Manifest
-from pipeline.tokenizer import Tokenizer, load_tokenizer
+from pipeline.tokenizer import Tokenizer
 from pipeline.work import find_work, store_attributes
 
 Count = Callable[..., dict[str, int]]
-
-
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
-    return small.write_busi(tmp_path / "raw")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(kl_folder: Path) -> Tokenizer:
-    return load_tokenizer(str(kl_folder))
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return str(tmp_path / "store.zarr")
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ COMMANDS = [
     "diff",
     "prune",
     "ceiling",
+    "distill",
     "train",
     "import-checkpoint",
     "evaluate",

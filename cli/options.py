@@ -38,6 +38,17 @@ class BatchSize(click.ParamType[int | None]):
         return int(value)
 
 
+class Names(click.ParamType[tuple[str, ...]]):
+    """Names with commas between them."""
+
+    name = "NAME,…"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        return tuple(name.strip() for name in str(value).split(","))
+
+
 LINE_EVERY_S = 15
 
 json_option = click.option(
@@ -74,6 +85,36 @@ step_precision_option = click.option(
     default="auto",
     show_default=True,
     help="Arithmetic; auto is bf16 where the hardware computes in it.",
+)
+
+loss_option = click.option(
+    "--loss",
+    type=click.Choice(["lm", "seg", "compound"]),
+    default="compound",
+    show_default=True,
+    help="Latent loss, Dice loss through a decoder, or their sum.",
+)
+
+seg_decoder_option = click.option(
+    "--seg-decoder",
+    type=click.Choice(["full", "student"]),
+    default="student",
+    show_default=True,
+    help="What the Dice loss decodes with: the frozen decoder, or a small network taught by it.",
+)
+
+residency_option = click.option(
+    "--residency",
+    type=click.Choice(["auto", "device", "ram", "stream"]),
+    default="auto",
+    show_default=True,
+    help="Where the training latents are: the first that has room for them, or as you say.",
+)
+
+memory_option = click.option(
+    "--memory-gib",
+    type=click.FloatRange(0, min_open=True),
+    help="GiB that they may take there.  [default: half of what there is]",
 )
 
 run_option = click.option(

@@ -1,5 +1,6 @@
 """gms-lmm train: latent store in, run directory out."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,17 +8,25 @@ from typing import Any
 
 import click
 
+from cli.distill import teach
 from cli.options import (
+    Names,
     device_option,
     emit,
     json_option,
     latents_option,
+    loss_option,
+    memory_option,
     progress_bar,
+    residency_option,
     say,
+    seg_decoder_option,
     step_precision_option,
     step_size_option,
     table,
 )
+
+POOR_AGREEMENT = 0.9
 
 
 @click.command("train")
@@ -27,12 +36,21 @@ from cli.options import (
     type=click.Path(path_type=Path),
     help="Run directory.  [default: runs/STORE-LOSS-sSEED]",
 )
+@loss_option
+@seg_decoder_option
 @click.option(
-    "--loss",
-    type=click.Choice(["lm", "seg", "compound"]),
-    default="compound",
+    "--seg-levels",
+    type=Names(),
+    default="level2,level1,out",
     show_default=True,
-    help="Latent loss, Dice loss through the decoder, or their sum.",
+    help="Levels of the model that the Dice loss decodes.",
+)
+@click.option(
+    "--seg-every",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Steps from one with a Dice loss to the next.",
 )
 @click.option(
     "--epochs",
@@ -77,6 +95,11 @@ from cli.options import (
     show_default=True,
     help="Split that chooses the best epoch; test is the GMS authors' protocol and marks the run.",
 )
+@residency_option
+@memory_option
+@click.option(
+    "--deterministic", is_flag=True, help="Only kernels that give the same bits each time."
+)
 @click.option("--resume", is_flag=True, help="Go on from the last whole epoch of --out.")
 @click.option(
     "--overwrite", is_flag=True, help="Replace a run at --out of other settings or another store."
@@ -110,6 +133,9 @@ def command(
     from pipeline.device import choose_device, choose_precision
     from pipeline.store import open_store
 
+    if settings["deterministic"]:
+        # cuBLAS reads it when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     store = open_store(latents)
     chosen = choose_device(device)
     wanted = TrainSettings(precision=choose_precision(precision, chosen), **settings)
@@ -123,6 +149,8 @@ def command(
     before = finished.read_bytes() if finished.exists() else None
     if not as_json and before is None:
         say(f"train {out}: " + ", ".join(f"{key} {value}" for key, value in plan.items()))
+    if wanted.has_student and before is None:
+        teach(store, chosen, wanted.precision)
     with progress_bar("train", "steps") as progress, _events(out, tensorboard) as log:
         summary = train(
             store,
@@ -137,6 +165,12 @@ def command(
     # A run replaced by --overwrite has a summary of its own.
     if finished.read_bytes() == before:
         say(f"{out} is already complete")
+    agreement = summary.get("student_agreement")
+    if agreement is not None and agreement < POOR_AGREEMENT:
+        say(
+            f"warning: student and frozen decoder agree at DSC {agreement:.3f} only: the Dice loss "
+            "trained against other masks than those that are scored; --seg-decoder full is exact"
+        )
     emit(summary, as_json, lambda: table("trained", summary))
 
 

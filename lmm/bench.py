@@ -2,19 +2,21 @@
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import chain, count, islice, repeat
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lmm.batches import open_batches
 from lmm.decoder import MaskDecoder
-from lmm.latents import Batch, load_latents, model_latent
-from lmm.losses import LEVELS, training_loss
-from lmm.model import LatentMappingModel
+from lmm.latents import Batch, model_latent
+from lmm.losses import LEVELS, dice_loss, lm_loss
 from lmm.settings import TrainSettings
-from lmm.train import epoch_batches, make_optimiser, train_step
+from lmm.step import Learner
+from lmm.train import new_learner
 from pipeline.cells import CellEncoder
 from pipeline.encode import encode
 from pipeline.manifest import Manifest
@@ -69,92 +71,83 @@ def bench_train(
     """The training loop against its bare compute, and against encoding and decoding at every step.
 
     loop     `train`'s own steps from cached latents
-    compute  the same forward, backward and optimiser step on one ready batch
+    compute  the same steps on one ready batch
+    lm       the same steps with the latent loss alone
     online   what training without a store costs, as the GMS authors' code does it: image and mask
              encoded in each step and every level decoded by a call of its own; reading and
-             augmenting images is left out, in its favour
+             augmenting images is left out, in its favour. Once at the same precision, once at the
+             authors' float32
 
-    returns  steps_per_s, compute_steps_per_s, efficiency (loop ÷ compute), online_steps_per_s and
-             speedup (loop ÷ online)
+    returns  steps_per_s, compute_steps_per_s, efficiency (loop ÷ compute), online_steps_per_s,
+             speedup (loop ÷ online), online_fp32_steps_per_s, speedup_fp32, lm_steps_per_s and
+             lm_ratio (seconds a step ÷ seconds an lm step)
     """
-    latents = load_latents(store, "train", masks=settings.loss != "lm", device=device)
     tokenizer = load_tokenizer_of(store.tokenizer, device)
-    decoder = MaskDecoder(tokenizer, settings.precision)
-    torch.manual_seed(settings.seed)
-    model = LatentMappingModel(store.latent_shape[0], settings.width).to(device)
-    optimiser = make_optimiser(model, settings)
+    learner = new_learner(store, settings, tokenizer)
+    lm_learner = new_learner(store, replace(settings, loss="lm"), tokenizer)
+    in_fp32 = replace(settings, precision="fp32")
+    batches = open_batches(store, settings, device)
+    ready = next(batches.epoch(1))
+    pixels = torch.rand(len(ready.z_image), 3, store.size, store.size, device=device) * 2 - 1
 
-    def loop() -> None:
-        done = epoch = 0
-        while done < steps:
-            epoch += 1
-            for batch in epoch_batches(latents, settings, epoch):
-                loss = train_step(model, optimiser, batch, decoder, settings)
-                done += 1
-                if done == steps:
-                    break
-        loss["total"].item()
+    def run(learner: Learner, some: Iterable[Batch]) -> None:
+        for batch in islice(some, steps):
+            losses = learner.step(batch)
+        losses["lm" if "lm" in losses else "seg"].item()  # waits for the device
 
-    ready = next(epoch_batches(latents, settings, 1))
-
-    def compute() -> None:
-        for _ in range(steps):
-            loss = train_step(model, optimiser, ready, decoder, settings)
-        loss["total"].item()
-
-    count = len(ready.z_image)
-    pixels = torch.rand(count, 3, store.size, store.size, device=device) * 2 - 1
-
-    def online() -> None:
-        loss = _online_step(model, optimiser, pixels, ready, decoder, settings)
-        loss.item()
-
-    train_step(model, optimiser, ready, decoder, settings)  # kernels are chosen at the first call
-    loop_s = compute_s = online_s = 0.0
+    ways: dict[str, tuple[int, Callable[[], None]]] = {
+        "compute": (steps, lambda: run(learner, repeat(ready))),
+        "loop": (steps, lambda: run(learner, chain.from_iterable(map(batches.epoch, count(1))))),
+        "lm": (steps, lambda: run(lm_learner, repeat(ready))),
+        "online": (1, lambda: _online_step(lm_learner, pixels, ready, settings)),
+        "online_fp32": (1, lambda: _online_step(lm_learner, pixels, ready, in_fp32)),
+    }
+    for one in (learner, lm_learner):
+        one.step(ready)  # kernels are chosen at the first call
+    seconds = dict.fromkeys(ways, 0.0)
     for _ in range(_ROUNDS):
-        compute_s += _seconds(compute)
-        loop_s += _seconds(loop)
-        online_s += _seconds(online)
-    rates = [_ROUNDS * steps / loop_s, _ROUNDS * steps / compute_s, _ROUNDS / online_s]
+        for name, (_, way) in ways.items():
+            seconds[name] += _seconds(way)
+    rate = {name: _ROUNDS * done / seconds[name] for name, (done, _) in ways.items()}
     return {
-        "steps_per_s": rates[0],
-        "compute_steps_per_s": rates[1],
-        "efficiency": rates[0] / rates[1],
-        "online_steps_per_s": rates[2],
-        "speedup": rates[0] / rates[2],
+        "steps_per_s": rate["loop"],
+        "compute_steps_per_s": rate["compute"],
+        "efficiency": rate["loop"] / rate["compute"],
+        "online_steps_per_s": rate["online"],
+        "speedup": rate["loop"] / rate["online"],
+        "online_fp32_steps_per_s": rate["online_fp32"],
+        "speedup_fp32": rate["loop"] / rate["online_fp32"],
+        "lm_steps_per_s": rate["lm"],
+        "lm_ratio": rate["lm"] / rate["loop"],
         "loss": settings.loss,
-        "batch_size": count,
+        "seg_decoder": settings.seg_decoder,
+        "batch_size": len(ready.z_image),
         "precision": settings.precision,
         "device": str(device),
     }
 
 
 def _online_step(
-    model: LatentMappingModel,
-    optimiser: torch.optim.Optimizer,
-    pixels: torch.Tensor,
-    batch: Batch,
-    decoder: MaskDecoder,
-    settings: TrainSettings,
-) -> torch.Tensor:
+    learner: Learner, pixels: torch.Tensor, batch: Batch, settings: TrainSettings
+) -> None:
     """One step without a store. The encodes' results are scaled and fed, as they would be."""
-    tokenizer = decoder.tokenizer
+    tokenizer, precision = learner.teacher.tokenizer, settings.precision
+    decoder = MaskDecoder(tokenizer, precision)
     scaling = (tokenizer.scaling_factor, tokenizer.shift_factor)
-    z_image = model_latent(tokenizer.encode(pixels, settings.precision)[0], *scaling)
-    z_mask = model_latent(tokenizer.encode(pixels, settings.precision)[0], *scaling)
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        # Tensors made in inference mode take no part in autograd; their copies do.
-        z_mask_hat = model(z_image.clone())
-    grey = None
+    # Tensors made in inference mode take no part in autograd; their copies do.
+    z_image = model_latent(tokenizer.encode(pixels, precision)[0], *scaling).clone()
+    z_mask = model_latent(tokenizer.encode(pixels, precision)[0], *scaling).clone()
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        z_mask_hat = learner.model(z_image)
+    losses = [lm_loss(z_mask_hat, z_mask)] if settings.loss != "seg" else []
     if settings.loss != "lm":
-        grey = torch.stack([decoder(z_mask_hat[level]) for level in LEVELS])
-    loss = training_loss(
-        settings.loss, z_mask_hat=z_mask_hat, z_mask=z_mask.clone(), grey=grey, mask=batch.mask
-    )
-    optimiser.zero_grad()
-    loss["total"].backward()
-    optimiser.step()
-    return loss["total"].detach()
+        assert batch.mask is not None
+        losses += [dice_loss(decoder(z_mask_hat[level]), batch.mask) for level in LEVELS]
+    total = torch.stack(losses).sum()
+    learner.optimiser.zero_grad()
+    total.backward()
+    learner.optimiser.step()
+    total.item()
 
 
 def _seconds(work: Callable[[], None]) -> float:

@@ -131,6 +131,21 @@ def load_optimiser_state(optimiser: torch.optim.Optimizer, tensors: dict[str, Te
     optimiser.load_state_dict({"state": state, "param_groups": groups})
 
 
+def named(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under `<part>.<name>`, so that several parts go into one file."""
+    return {f"{part}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def part_of(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The tensors of one part under their own names; the inverse of `named`."""
+    prefix = f"{part}."
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
     """Tensors and a JSON-able progress in one safetensors file, replaced as a whole."""
     content = safetensors.torch.save(

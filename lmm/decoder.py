@@ -1,6 +1,7 @@
 """The frozen decoder as training and evaluation see it: scaled mask latent in, grey mask out."""
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 
@@ -19,6 +20,19 @@ def images_at_a_time(device: torch.device) -> int:
     return {"cuda": 64, "cpu": 2}.get(device.type, 8)
 
 
+class Decoder(Protocol):
+    """What the Dice loss decodes with: the frozen decoder, or a student of it.
+
+    calls      how often it has been asked
+    at_a_time  how many latents it takes at a time under gradients
+    """
+
+    calls: int
+    at_a_time: int
+
+    def __call__(self, z_mask_hat: torch.Tensor) -> torch.Tensor: ...
+
+
 class MaskDecoder:
     """D of a tokenizer, averaged over channels; `calls` counts how often D ran."""
 
@@ -26,6 +40,7 @@ class MaskDecoder:
         self.tokenizer = tokenizer
         self.precision = precision
         self.calls = 0
+        self.at_a_time = images_at_a_time(tokenizer.device)
 
     def __call__(self, z_mask_hat: torch.Tensor) -> torch.Tensor:
         """Grey masks, differentiable with respect to the latents.

@@ -1,11 +1,13 @@
 """A split of a store in memory, and batches of it as the LMM reads them."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from pipeline.ahead import map_ahead
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import LatentStore
 
@@ -82,6 +84,7 @@ class Latents:
         sample: torch.Tensor,
         posterior: str = "mean",
         noise: torch.Tensor | None = None,
+        device: torch.device | None = None,
     ) -> Batch:
         """The cells (view[i], sample[i]) as one batch, without a loop over them.
 
@@ -90,18 +93,23 @@ class Latents:
                       gms: z = s · (mean − m) + std · noise, with std not scaled, which is what the
                       GMS authors' code feeds and 1/s times too wide
         noise         (B, C, h, w) float32, standard normal; None adds none under any posterior
+        device        where the batch and the noise are; None for the split's own. What is stored
+                      is carried there, half as large as latents and an eighth as large as masks
         """
-        mean = self.image_mean[view, sample].float()
+
+        def cells(array: torch.Tensor) -> torch.Tensor:
+            return array[view, sample].to(device or self.device, non_blocking=True)
+
+        mean = cells(self.image_mean).float()
         if noise is not None and posterior != "mean":
             assert self.image_std is not None
-            spread = self.image_std[view, sample].float() * noise
+            spread = cells(self.image_std).float() * noise
             mean = mean + (spread if posterior == "sample" else spread / self.scaling_factor)
+        scaling = (self.scaling_factor, self.shift_factor)
         return Batch(
-            z_image=model_latent(mean, self.scaling_factor, self.shift_factor),
-            z_mask=model_latent(
-                self.mask_mean[view, sample], self.scaling_factor, self.shift_factor
-            ),
-            mask=None if self.mask_bits is None else self.unpack(self.mask_bits[view, sample]),
+            z_image=model_latent(mean, *scaling),
+            z_mask=model_latent(cells(self.mask_mean), *scaling),
+            mask=None if self.mask_bits is None else self.unpack(cells(self.mask_bits)),
         )
 
     def unpack(self, bits: torch.Tensor) -> torch.Tensor:
@@ -109,6 +117,72 @@ class Latents:
         places = torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
         pixels = (bits.unsqueeze(-1) >> places) & 1
         return pixels.flatten(-2)[..., : self.size].bool()
+
+
+class SplitReader:
+    """The cells of one split of a finished store, shard by shard.
+
+    places  rows of the split in the store
+    blocks  blocks of the store that hold any of them
+
+    raises  ArtefactError when the store is not finished; UsageError when the split has no sample
+    """
+
+    def __init__(self, store: LatentStore, split: str, *, masks: bool) -> None:
+        store.require_complete()
+        self.store = store
+        self.names = [*store.latent_arrays, *(["mask"] if masks else [])]
+        self.places = np.flatnonzero((store.samples["split"] == split).fill_null(False).to_numpy())
+        if not self.places.size:
+            present = sorted(store.samples["split"].drop_nulls().unique())
+            raise UsageError(
+                f"{store.url} has no sample in split {split!r}, only in {', '.join(present)}",
+                "choose another split, or ingest with --val-fraction and encode again: "
+                "changing splits encodes nothing",
+            )
+        self.blocks: list[int] = np.unique(self.places // store.shard_samples).tolist()
+
+    def rows(self, block: int) -> np.ndarray:
+        """Which rows of the split lie in a block; int [≤ shard_samples]."""
+        return np.flatnonzero(self.places // self.store.shard_samples == block)
+
+    def read(self, view: int, block: int) -> dict[str, np.ndarray]:
+        """The split's cells of one shard: latents float16 [rows, C, h, w], masks bit-packed.
+
+        raises  ArtefactError when a chunk is missing, damaged or not finite
+        """
+        store = self.store
+        inside = self.places[self.rows(block)] % store.shard_samples
+        cells = {name: store.read_shard(name, view, block)[inside] for name in self.names}
+        for name in store.latent_arrays:
+            _require_finite(store, name, view, block, cells[name])
+        if "mask" in cells:
+            cells["mask"] = np.packbits(cells["mask"], axis=-1)
+        return cells
+
+    @property
+    def cell_bytes(self) -> int:
+        """Bytes of one cell in memory."""
+        return sum(math.prod(self.shape(n)) * (1 if n == "mask" else 2) for n in self.names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one cell of an array as `read` gives it."""
+        size = self.store.size
+        return (size, -(-size // 8)) if name == "mask" else self.store.latent_shape
+
+    def latents(self, arrays: Mapping[str, torch.Tensor], rows: np.ndarray) -> Latents:
+        """Arrays [K, rows, …] of some rows of the split, as one."""
+        store = self.store
+        return Latents(
+            sample_ids=store.samples["sample_id"].gather(self.places[rows]).to_list(),
+            image_mean=arrays["image_mean"],
+            image_std=arrays.get("image_std"),
+            mask_mean=arrays["mask_mean"],
+            mask_bits=arrays.get("mask"),
+            size=store.size,
+            scaling_factor=store.tokenizer["scaling_factor"],
+            shift_factor=store.tokenizer["shift_factor"],
+        )
 
 
 def load_latents(
@@ -120,56 +194,30 @@ def load_latents(
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Latents:
-    """Read one split of a finished store into memory, shard by shard.
+    """Read one split of a finished store into memory, some shards at a time.
 
     views    how many views from 0 on; None for all. Evaluation reads one, the clean images
     masks    whether the masks are read too; they are the larger part of the reading
-    raises   ArtefactError when the store is not finished, a chunk is missing, damaged or not
-             finite; UsageError when the split has no sample
+    raises   as `SplitReader` and its `read` do
     """
-    store.require_complete()
-    places = np.flatnonzero((store.samples["split"] == split).fill_null(False).to_numpy())
-    if not places.size:
-        present = sorted(store.samples["split"].drop_nulls().unique())
-        raise UsageError(
-            f"{store.url} has no sample in split {split!r}, only in {', '.join(present)}",
-            "choose another split, or ingest with --val-fraction and encode again: "
-            "changing splits encodes nothing",
-        )
+    reader = SplitReader(store, split, masks=masks)
     count = store.views if views is None else min(views, store.views)
-    names = [*store.latent_arrays, *(["mask"] if masks else [])]
-    arrays = {name: _allocate(store, name, count, len(places)) for name in names}
-    length = store.shard_samples
-    blocks = np.unique(places // length).tolist()
-    for step, (view, block) in enumerate((v, b) for v in range(count) for b in blocks):
-        rows = np.flatnonzero(places // length == block)
-        inside = places[rows] % length
+    every = len(reader.places)
+    arrays = {
+        name: np.empty(
+            (count, every, *reader.shape(name)), np.uint8 if name == "mask" else np.float16
+        )
+        for name in reader.names
+    }
+    shards = [(view, block) for view in range(count) for block in reader.blocks]
+    cells_of = map_ahead(lambda shard: reader.read(*shard), shards, ahead=4)
+    for done, ((view, block), cells) in enumerate(zip(shards, cells_of, strict=True), 1):
         for name, array in arrays.items():
-            cells = store.read_shard(name, view, block)[inside]
-            if name == "mask":
-                array[view, rows] = np.packbits(cells, axis=-1)
-            else:
-                _require_finite(store, name, view, block, cells)
-                array[view, rows] = cells
+            array[view, reader.rows(block)] = cells[name]
         if progress:
-            progress(step + 1, count * len(blocks))
+            progress(done, len(shards))
     tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-    return Latents(
-        sample_ids=store.samples["sample_id"].gather(places).to_list(),
-        image_mean=tensors["image_mean"],
-        image_std=tensors.get("image_std"),
-        mask_mean=tensors["mask_mean"],
-        mask_bits=tensors.get("mask"),
-        size=store.size,
-        scaling_factor=store.tokenizer["scaling_factor"],
-        shift_factor=store.tokenizer["shift_factor"],
-    )
-
-
-def _allocate(store: LatentStore, name: str, views: int, samples: int) -> np.ndarray:
-    if name == "mask":
-        return np.empty((views, samples, store.size, -(-store.size // 8)), dtype=np.uint8)
-    return np.empty((views, samples, *store.latent_shape), dtype=np.float16)
+    return reader.latents(tensors, np.arange(every))
 
 
 def _require_finite(

@@ -6,47 +6,23 @@ float32, also under autocast: sums over 50,000 pixels do not fit a half-precisio
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from pipeline.errors import UsageError
 
 LOSS_KINDS = ("lm", "seg", "compound")
 LEVELS = ("level2", "level1", "out")  # supervised levels of LatentMappingModel; level3 is not
 DICE_SMOOTHING = 1e-5
 
 
-def training_loss(
-    kind: str,
-    *,
-    z_mask_hat: Mapping[str, Tensor] | None = None,
-    z_mask: Tensor | None = None,
-    grey: Tensor | None = None,
-    mask: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """L_lm, L_seg or L_lm + L_seg, each summed over the supervised levels.
+def lm_loss(z_mask_hat: Mapping[str, Tensor], z_mask: Tensor) -> Tensor:
+    """L_lm, summed over the supervised levels.
 
-    kind        "lm" needs z_mask_hat and z_mask; "seg" needs grey and mask; "compound" all four
     z_mask_hat  {level: (B, C, h, w)} float, scaled, as LatentMappingModel returns it
     z_mask      (B, C, h, w) float, scaled
-    grey        (L, B, H, W) float in [0, 1]: to_grey of the decoded levels, any L ≥ 1
-    mask        (B, H, W) bool, uint8 or float, values 0 and 1
-    returns     {"total"} and the parts that were computed, {"lm"} and {"seg"}: float32 scalars
-    raises      UsageError for an unknown kind; ValueError when an argument the kind needs is None
-    source      Huo et al. 2025, section 3
+    returns     float32 scalar
     """
-    check_kind(kind)
-    parts: dict[str, Tensor] = {}
-    if kind in ("lm", "compound"):
-        if z_mask_hat is None or z_mask is None:
-            raise ValueError(f"loss {kind!r} needs z_mask_hat and z_mask")
-        parts["lm"] = summed([latent_loss(z_mask_hat[level], z_mask) for level in LEVELS])
-    if kind in ("seg", "compound"):
-        if grey is None or mask is None:
-            raise ValueError(f"loss {kind!r} needs grey and mask")
-        check_levels(grey)
-        parts["seg"] = summed([dice_loss(grey_of_level, mask) for grey_of_level in grey])
-    return {"total": summed(list(parts.values())), **parts}
+    return torch.stack([latent_loss(z_mask_hat[level], z_mask) for level in LEVELS]).sum()
 
 
 def latent_loss(z_mask_hat: Tensor, z_mask: Tensor) -> Tensor:
@@ -86,24 +62,6 @@ def to_grey(decoded: Tensor) -> Tensor:
     returns  (..., H, W) float32 in [0, 1]; a mask is to_grey(decoded) > 0.5
     """
     return ((decoded.float().mean(dim=-3) + 1) / 2).clamp(0, 1)
-
-
-def summed(losses: list[Tensor]) -> Tensor:
-    total = losses[0]
-    for loss in losses[1:]:
-        total = total + loss
-    return total
-
-
-def check_kind(kind: str) -> None:
-    if kind not in LOSS_KINDS:
-        known = ", ".join(LOSS_KINDS)
-        raise UsageError(f"there is no loss {kind!r}", f"use one of: {known}")
-
-
-def check_levels(grey: Tensor) -> None:
-    if grey.ndim != 4 or not len(grey):
-        raise ValueError(f"grey has shape {tuple(grey.shape)}, expected (levels, B, H, W)")
 
 
 def check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:

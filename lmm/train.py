@@ -5,33 +5,34 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lmm.batches import Batches, open_batches
 from lmm.checkpoint import (
     Run,
     create_run,
-    load_optimiser_state,
-    load_weights,
     open_run,
-    optimiser_state_of,
     read_checkpoint,
     weights_of,
     write_checkpoint,
     write_json,
 )
 from lmm.decoder import MaskDecoder
-from lmm.latents import Batch, Latents, load_latents
-from lmm.losses import LEVELS, training_loss
+from lmm.distill import LATER_LR, Distillation
+from lmm.latents import Latents, load_latents
 from lmm.metrics import score
 from lmm.model import LatentMappingModel
 from lmm.settings import TrainSettings, learning_rate, steps_per_epoch
+from lmm.step import Learner
+from lmm.student_file import load_student
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import LatentStore
-from pipeline.tokenizer import load_tokenizer_of
+from pipeline.tokenizer import Tokenizer, load_tokenizer_of
 
 Progress = Callable[[int, int], None]
 
@@ -47,6 +48,7 @@ class Progressed:
     val_decoder_calls: int = 0
     best_epoch: int = 0
     best_dsc: float = -1.0
+    student_agreement: float | None = None  # at the last validation
 
 
 def train(
@@ -79,119 +81,103 @@ def train(
     if run.finished:
         return run.summary()
 
-    latents = load_latents(store, "train", masks=settings.loss != "lm", device=device)
+    batches = open_batches(store, settings, device)
     selection = load_latents(store, settings.select_on, views=1, device=device)
-    decoder = MaskDecoder(load_tokenizer_of(store.tokenizer, device), settings.precision)
-    torch.manual_seed(settings.seed)
-    model = LatentMappingModel(latents.image_mean.shape[2], settings.width).to(device)
-    optimiser = make_optimiser(model, settings)
-    state = _restore(run, model, optimiser)
-    per_epoch = steps_per_epoch(len(latents), settings.batch_size)
+    tokenizer = load_tokenizer_of(store.tokenizer, device)
+    learner = new_learner(store, settings, tokenizer)
+    with _deterministic(settings.deterministic):
+        state = _train_epochs(run, learner, batches, selection, progress, log)
+    return _finish(run, learner, state)
 
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _train_epochs(
+    run: Run,
+    learner: Learner,
+    batches: Batches,
+    selection: Latents,
+    progress: Progress | None,
+    log: Callable[[dict[str, Any]], None] | None,
+) -> Progressed:
+    """Every epoch from the last whole one on, each with its line, its scores, its checkpoint."""
+    settings = learner.settings
+    state = _restore(run, learner)
     for epoch in range(state.epoch + 1, settings.epochs + 1):
         started = time.monotonic()
-        done = state.steps
-
-        def report(steps: int, done: int = done) -> None:
-            if progress:
-                progress(done + steps, settings.epochs * per_epoch)
-
-        line = _train_epoch(model, optimiser, latents, decoder, settings, epoch, report)
+        line = _train_epoch(learner, batches, epoch, progress)
         _require_finite(line, run)
-        state.epoch, state.steps = epoch, done + per_epoch
+        state.epoch, state.steps = epoch, learner.steps
         state.decoder_calls += line["decoder_calls"]
         if epoch % settings.val_every == 0 or epoch == settings.epochs:
-            calls = decoder.calls
-            dsc, iou = validate(model, selection, decoder, settings)
-            state.val_decoder_calls += decoder.calls - calls
-            line |= {f"{settings.select_on}_dsc": dsc, f"{settings.select_on}_iou": iou}
-            if dsc > state.best_dsc:
-                state.best_dsc, state.best_epoch = dsc, epoch
-                _write_best(run, model, state)
+            calls = learner.teacher.calls
+            line |= validate(learner, selection)
+            state.val_decoder_calls += learner.teacher.calls - calls
+            state.student_agreement = line.get("student_agreement")
+            if line[f"{settings.select_on}_dsc"] > state.best_dsc:
+                state.best_dsc, state.best_epoch = line[f"{settings.select_on}_dsc"], epoch
+                _write_best(run, learner, state)
         state.seconds += time.monotonic() - started
         line["seconds"] = state.seconds
         with (run.path / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         if log:
             log(line)
-        _write_last(run, model, optimiser, state)
-    return _finish(run, model, state, settings)
+        _write_last(run, learner, state)
+    return state
+
+
+def new_learner(store: LatentStore, settings: TrainSettings, tokenizer: Tokenizer) -> Learner:
+    """What a run starts from: new weights, and the store's student where the Dice loss wants it."""
+    teacher = MaskDecoder(tokenizer, settings.precision)
+    distillation = None
+    if settings.has_student:
+        student = load_student(store, teacher)
+        distillation = Distillation(student, teacher, LATER_LR, settings.seed)
+    torch.manual_seed(settings.seed)
+    model = LatentMappingModel(store.latent_shape[0], settings.width).to(tokenizer.device)
+    return Learner(model, settings, teacher, distillation)
 
 
 def _train_epoch(
-    model: LatentMappingModel,
-    optimiser: torch.optim.Optimizer,
-    latents: Latents,
-    decoder: MaskDecoder,
-    settings: TrainSettings,
-    epoch: int,
-    report: Callable[[int], None],
+    learner: Learner, batches: Batches, epoch: int, progress: Progress | None
 ) -> dict[str, Any]:
     """Every step of one epoch; the epoch's line of the log."""
-    started, calls = time.monotonic(), decoder.calls
-    for group in optimiser.param_groups:
-        group["lr"] = learning_rate(epoch, settings)
-    losses: list[dict[str, torch.Tensor]] = []
-    for batch in epoch_batches(latents, settings, epoch):
-        losses.append(train_step(model, optimiser, batch, decoder, settings))
-        report(len(losses))
-    line: dict[str, Any] = {"epoch": epoch, "lr": learning_rate(epoch, settings)}
+    settings = learner.settings
+    started, calls = time.monotonic(), learner.teacher.calls
+    rate = learning_rate(epoch, settings)
+    for group in learner.optimiser.param_groups:
+        group["lr"] = rate
+    losses: dict[str, list[torch.Tensor]] = {}
+    before = learner.steps
+    in_all = settings.epochs * steps_per_epoch(len(batches), settings.batch_size)
+    waited, asked = 0.0, time.monotonic()
+    for batch in batches.epoch(epoch):
+        waited += time.monotonic() - asked
+        for part, loss in learner.step(batch).items():
+            losses.setdefault(part, []).append(loss)
+        if progress:
+            progress(learner.steps, in_all)
+        asked = time.monotonic()
     # The one host–device synchronisation of an epoch.
-    for part in losses[0]:
-        line[f"loss_{part}"] = torch.stack([loss[part] for loss in losses]).mean().item()
-    line["steps_per_s"] = len(losses) / (time.monotonic() - started)
-    line["decoder_calls"] = decoder.calls - calls
-    return line
-
-
-def make_optimiser(model: LatentMappingModel, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW as the GMS authors use it, its update in one fused kernel."""
-    return torch.optim.AdamW(model.parameters(), lr=settings.lr, fused=True)
-
-
-def epoch_batches(latents: Latents, settings: TrainSettings, epoch: int) -> Iterator[Batch]:
-    """The batches of one epoch, a pure function of (seed, epoch): each sample once, in any view."""
-    # Generator seeds of neighbouring epochs and seeds must not collide.
-    seed = settings.seed * 1_000_003 + epoch
-    host = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(latents), generator=host)
-    view = torch.randint(latents.views, (len(latents),), generator=host)
-    noisy = torch.rand(len(latents), generator=host) > 0.5
-    order, view = order.to(latents.device), view.to(latents.device)
-    normal = torch.Generator(latents.device).manual_seed(seed)
-    for step in range(steps_per_epoch(len(latents), settings.batch_size)):
-        rows = slice(step * settings.batch_size, (step + 1) * settings.batch_size)
-        noise = None
-        # The authors add noise to one batch in two.
-        if settings.posterior == "sample" or (settings.posterior == "gms" and noisy[step]):
-            shape = (len(order[rows]), *latents.image_mean.shape[2:])
-            noise = torch.randn(shape, generator=normal, device=latents.device)
-        yield latents.batch(view[rows], order[rows], settings.posterior, noise)
-
-
-def train_step(
-    model: LatentMappingModel,
-    optimiser: torch.optim.Optimizer,
-    batch: Batch,
-    decoder: MaskDecoder,
-    settings: TrainSettings,
-) -> dict[str, torch.Tensor]:
-    """One optimiser step; the parts of the loss, detached. The decoder runs once for all levels."""
-    device = batch.z_image.device.type
-    bf16 = settings.precision == "bf16"
-    with torch.autocast(device, torch.bfloat16, enabled=bf16):
-        z_mask_hat = model(batch.z_image)
-    grey = None
-    if settings.loss != "lm":
-        levels = torch.cat([z_mask_hat[level] for level in LEVELS])
-        grey = decoder(levels).unflatten(0, (len(LEVELS), len(batch.z_image)))
-    loss = training_loss(
-        settings.loss, z_mask_hat=z_mask_hat, z_mask=batch.z_mask, grey=grey, mask=batch.mask
-    )
-    optimiser.zero_grad()
-    loss["total"].backward()
-    optimiser.step()
-    return {part: value.detach() for part, value in loss.items()}
+    line = {f"loss_{part}": torch.stack(values).mean().item() for part, values in losses.items()}
+    seconds = time.monotonic() - started
+    return {
+        "epoch": epoch,
+        "lr": rate,
+        **line,
+        "steps_per_s": (learner.steps - before) / seconds,
+        "data_wait": waited / seconds,
+        "decoder_calls": learner.teacher.calls - calls,
+    }
 
 
 @torch.inference_mode()
@@ -209,14 +195,23 @@ def predict_latents(
     return torch.cat(predictions)
 
 
-def validate(
-    model: LatentMappingModel, latents: Latents, decoder: MaskDecoder, settings: TrainSettings
-) -> tuple[float, float]:
-    """Mean DSC and IoU (fractions) of the decoded predictions on a split's clean images."""
+def validate(learner: Learner, latents: Latents) -> dict[str, float]:
+    """Scores of the decoded predictions on a split's clean images, as the log names them.
+
+    returns  mean DSC and IoU (fractions) under the frozen decoder; with a student, the mean DSC
+             between its masks and the frozen decoder's
+    """
     assert latents.mask_bits is not None
-    masks = decoder.masks(predict_latents(model, latents, settings.precision))
+    settings = learner.settings
+    z_mask_hat = predict_latents(learner.model, latents, settings.precision)
+    masks = learner.teacher.masks(z_mask_hat)
     scores = score(masks, latents.unpack(latents.mask_bits[0]))
-    return float(scores["dsc"].mean()), float(scores["iou"].mean())
+    line = {f"{settings.select_on}_{name}": float(scores[name].mean()) for name in ("dsc", "iou")}
+    if learner.distillation:
+        agreement = learner.distillation.agreement(z_mask_hat, masks)
+        if agreement is not None:
+            line["student_agreement"] = agreement
+    return line
 
 
 def _open_or_create(
@@ -226,7 +221,7 @@ def _open_or_create(
     assert receipt is not None
     description = {
         "model": {"latent_channels": store.latent_shape[0], "width": settings.width},
-        "settings": asdict(settings),
+        "settings": json.loads(json.dumps(asdict(settings))),
         "store": {"url": store.url, "size": store.size, "receipt": receipt},
         "tokenizer": store.tokenizer,
     }
@@ -249,38 +244,32 @@ def _open_or_create(
     return run
 
 
-def _restore(run: Run, model: LatentMappingModel, optimiser: torch.optim.Optimizer) -> Progressed:
-    """Put model, optimiser and log back to the last whole epoch; epoch 0 when there is none."""
+def _restore(run: Run, learner: Learner) -> Progressed:
+    """Put learner and log back to the last whole epoch; epoch 0 when there is none."""
     log = run.path / "log.jsonl"
     if not (run.path / "last.safetensors").exists():
         log.unlink(missing_ok=True)
         return Progressed()
     tensors, saved = read_checkpoint(run.path / "last.safetensors")
-    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimiser": {}}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition(".")
-        parts[part][rest] = tensor
-    load_weights(model, parts["model"])
-    load_optimiser_state(optimiser, parts["optimiser"])
+    learner.load(tensors)
     state = Progressed(**saved)
+    learner.steps = state.steps
     # The process may have died between the log line and the checkpoint of an epoch.
     lines = log.read_text().splitlines()[: state.epoch]
     log.write_text("".join(line + "\n" for line in lines))
     return state
 
 
-def _write_best(run: Run, model: LatentMappingModel, state: Progressed) -> None:
+def _write_best(run: Run, learner: Learner, state: Progressed) -> None:
     progress = {"epoch": state.best_epoch, "dsc": state.best_dsc}
-    write_checkpoint(run.path / "best.safetensors", weights_of(model), progress)
+    write_checkpoint(run.path / "best.safetensors", weights_of(learner.model), progress)
+    if learner.distillation:
+        student = weights_of(learner.distillation.decoder.student)
+        write_checkpoint(run.path / "student.safetensors", student, progress)
 
 
-def _write_last(
-    run: Run, model: LatentMappingModel, optimiser: torch.optim.Optimizer, state: Progressed
-) -> None:
-    tensors = {f"model.{name}": tensor for name, tensor in weights_of(model).items()}
-    for name, tensor in optimiser_state_of(optimiser).items():
-        tensors[f"optimiser.{name}"] = tensor
-    write_checkpoint(run.path / "last.safetensors", tensors, asdict(state))
+def _write_last(run: Run, learner: Learner, state: Progressed) -> None:
+    write_checkpoint(run.path / "last.safetensors", learner.tensors(), asdict(state))
 
 
 def _require_finite(line: dict[str, Any], run: Run) -> None:
@@ -292,12 +281,11 @@ def _require_finite(line: dict[str, Any], run: Run) -> None:
         )
 
 
-def _finish(
-    run: Run, model: LatentMappingModel, state: Progressed, settings: TrainSettings
-) -> dict[str, Any]:
+def _finish(run: Run, learner: Learner, state: Progressed) -> dict[str, Any]:
+    settings = learner.settings
     summary = {
         "run": str(run.path),
-        "parameters": model.parameter_count,
+        "parameters": learner.model.parameter_count,
         "epochs": state.epoch,
         "steps": state.steps,
         "best_epoch": state.best_epoch,
@@ -307,6 +295,7 @@ def _finish(
         "seconds": state.seconds,
         "decoder_calls": state.decoder_calls,
         "val_decoder_calls": state.val_decoder_calls,
+        "student_agreement": state.student_agreement,
     }
     write_json(run.path / "summary.json", summary)
     return summary

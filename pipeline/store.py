@@ -6,6 +6,7 @@ one zarr chunk in each array, written by one writer, invalidated before and keye
 
 import io
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -215,10 +216,22 @@ class LatentStore:
 
     def write_file(self, name: str, content: bytes) -> None:
         """Replace a file beside the arrays as a whole: readers see the old one or the new one."""
-        path = f"{self.root}/{name}"
+        self._replace(f"{self.root}/{name}", content)
+
+    def read_beside(self, suffix: str) -> bytes | None:
+        """What `write_beside` wrote, or None."""
+        path = f"{self.root}.{suffix}"
+        return bytes(self.fs.cat_file(path)) if self.fs.exists(path) else None
+
+    def write_beside(self, suffix: str, content: bytes) -> None:
+        """Replace as a whole the file `STORE.suffix`: made from the store, and no part of it."""
+        self._replace(f"{self.root}.{suffix}", content)
+
+    def _replace(self, path: str, content: bytes) -> None:
         if isinstance(self.fs, LocalFileSystem):
-            self.fs.pipe_file(f"{path}.partial", content)
-            self.fs.mv(f"{path}.partial", path)
+            partial = f"{path}.{os.getpid()}.partial"
+            self.fs.pipe_file(partial, content)
+            self.fs.mv(partial, path)
         else:  # object stores replace an object as a whole
             self.fs.pipe_file(path, content)
 

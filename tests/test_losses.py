@@ -5,8 +5,7 @@ import warnings
 import pytest
 import torch
 
-from lmm.losses import LEVELS, dice_loss, latent_loss, to_grey, training_loss
-from pipeline.errors import UsageError
+from lmm.losses import LEVELS, dice_loss, latent_loss, lm_loss, to_grey
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MONAI's import warns of its own optional dependencies
@@ -86,74 +85,35 @@ def test_grey_keeps_level_and_batch_dimensions() -> None:
 
 def test_lm_loss_sums_the_three_levels_and_leaves_level3_out() -> None:
     z_mask_hat = latents(1.0, 2.0, 3.0) | {"level3": torch.full((2, 4, 3, 3), 100.0)}
-    losses = training_loss("lm", z_mask_hat=z_mask_hat, z_mask=torch.zeros(2, 4, 3, 3))
-    assert set(losses) == {"total", "lm"}
-    assert losses["total"].item() == losses["lm"].item() == 1 + 4 + 9
-
-
-def test_seg_loss_sums_the_levels_it_is_given() -> None:
-    mask = torch.ones(2, 4, 4, dtype=torch.bool)
-    grey = torch.stack([torch.ones(2, 4, 4), torch.zeros(2, 4, 4), torch.full((2, 4, 4), 0.5)])
-    losses = training_loss("seg", grey=grey, mask=mask)
-    assert set(losses) == {"total", "seg"}
-    assert losses["seg"].item() == pytest.approx(0 + 1 + (1 - 2 * 0.5 / 1.5), abs=1e-5)
-    only_last = training_loss("seg", grey=grey[2:], mask=mask)
-    assert only_last["total"].item() == pytest.approx(1 / 3, abs=1e-5)
-
-
-def test_compound_loss_is_lm_plus_seg() -> None:
-    z_mask_hat, z_mask = latents(0.0, 1.0, 1.0), torch.zeros(2, 4, 3, 3)
-    grey, mask = torch.zeros(1, 2, 4, 4), torch.ones(2, 4, 4)
-    losses = training_loss("compound", z_mask_hat=z_mask_hat, z_mask=z_mask, grey=grey, mask=mask)
-    assert losses["lm"].item() == 2
-    assert losses["seg"].item() == pytest.approx(1, abs=1e-5)
-    assert losses["total"].item() == pytest.approx(3, abs=1e-5)
+    assert lm_loss(z_mask_hat, torch.zeros(2, 4, 3, 3)).item() == 1 + 4 + 9
 
 
 def test_losses_are_float32_and_as_exact_under_autocast() -> None:
     generator = torch.Generator().manual_seed(0)
     z_mask_hat = {level: torch.randn(2, 4, 3, 3, generator=generator) for level in LEVELS}
     z_mask = torch.randn(2, 4, 3, 3, generator=generator)
-    grey = torch.rand(3, 2, 60, 60, generator=generator)
+    grey = torch.rand(2, 60, 60, generator=generator)
     mask = torch.rand(2, 60, 60, generator=generator) > 0.5
-    expected = training_loss("compound", z_mask_hat=z_mask_hat, z_mask=z_mask, grey=grey, mask=mask)
+    expected = lm_loss(z_mask_hat, z_mask), dice_loss(grey, mask)
     with torch.autocast("cpu", torch.bfloat16):
-        got = training_loss("compound", z_mask_hat=z_mask_hat, z_mask=z_mask, grey=grey, mask=mask)
-    assert all(torch.equal(got[name], expected[name]) for name in expected)
+        got = lm_loss(z_mask_hat, z_mask), dice_loss(grey, mask)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     halves = {level: z.bfloat16() for level, z in z_mask_hat.items()}
-    of_halves = training_loss(
-        "compound", z_mask_hat=halves, z_mask=z_mask.bfloat16(), grey=grey.bfloat16(), mask=mask
-    )
-    assert {value.dtype for value in of_halves.values()} == {torch.float32}
+    assert lm_loss(halves, z_mask.bfloat16()).dtype == torch.float32
+    assert dice_loss(grey.bfloat16(), mask).dtype == torch.float32
 
 
 def test_gradients_flow_to_latents_and_grey_maps() -> None:
     z_mask_hat = {level: z.requires_grad_() for level, z in latents(1.0, 2.0, 3.0).items()}
-    grey = torch.full((3, 2, 4, 4), 0.5, requires_grad=True)
-    mask = torch.ones(2, 4, 4)
-    losses = training_loss(
-        "compound", z_mask_hat=z_mask_hat, z_mask=torch.zeros(2, 4, 3, 3), grey=grey, mask=mask
-    )
-    losses["total"].backward()
+    lm_loss(z_mask_hat, torch.zeros(2, 4, 3, 3)).backward()
     for z, value in zip(z_mask_hat.values(), (1.0, 2.0, 3.0), strict=True):
         assert z.grad is not None
         torch.testing.assert_close(z.grad, torch.full_like(z, 2 * value / 72))
+    grey = torch.full((2, 4, 4), 0.5, requires_grad=True)
+    dice_loss(grey, torch.ones(2, 4, 4)).backward()
     assert grey.grad is not None
     # 1 − 2Σg/(16 + Σg) of 16 pixels at 0.5 falls by 2·16/24² for each, half of it per image of two.
     torch.testing.assert_close(grey.grad, torch.full_like(grey, -32 / 24**2 / 2), rtol=1e-4, atol=0)
-
-
-def test_unknown_kind_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="no loss 'dice'") as error:
-        training_loss("dice")
-    assert error.value.fix == "use one of: lm, seg, compound"
-
-
-def test_a_kind_without_what_it_needs_says_so() -> None:
-    with pytest.raises(ValueError, match="'lm' needs z_mask_hat and z_mask"):
-        training_loss("lm", grey=torch.zeros(1, 1, 2, 2), mask=torch.zeros(1, 2, 2))
-    with pytest.raises(ValueError, match="'compound' needs grey and mask"):
-        training_loss("compound", z_mask_hat=latents(1, 1, 1), z_mask=torch.zeros(2, 4, 3, 3))
 
 
 def test_shapes_that_would_broadcast_are_refused() -> None:
@@ -161,5 +121,3 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
         latent_loss(torch.zeros(2, 4, 3, 3), torch.zeros(4, 3, 3))
     with pytest.raises(ValueError, match="grey and mask differ in shape"):
         dice_loss(torch.zeros(2, 4, 4), torch.zeros(1, 4, 4))
-    with pytest.raises(ValueError, match="grey has shape"):
-        training_loss("seg", grey=torch.zeros(2, 4, 4), mask=torch.zeros(2, 4, 4))

@@ -9,20 +9,15 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from lmm.checkpoint import open_run, read_checkpoint
-from lmm.decoder import MaskDecoder
-from lmm.latents import load_latents
-from lmm.model import LatentMappingModel
 from lmm.settings import TrainSettings, describe, learning_rate
-from lmm.train import epoch_batches, make_optimiser, train, train_step
+from lmm.train import train
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import open_store
-from pipeline.tokenizer import load_tokenizer
 
 CPU = torch.device("cpu")
 QUICK = TrainSettings(loss="lm", epochs=4, batch_size=1, width=16, val_every=2)
@@ -172,58 +167,6 @@ def test_an_unfinished_run_asks_for_resume(small_store: str, tmp_path: Path) -> 
         train(store, tmp_path / "run", QUICK, device=CPU)
 
 
-def test_each_sample_is_seen_once_an_epoch_and_epochs_differ(small_store: str) -> None:
-    latents = load_latents(open_store(small_store), "train")
-    # A latent tells whose it is; two views of one sample may be drawn alike.
-    cells = {
-        tuple(latents.image_mean[v, n].flatten().tolist()): n
-        for v in range(latents.views)
-        for n in range(len(latents))
-    }
-    s = latents.scaling_factor
-    seen = []
-    for epoch in (1, 2, 3):
-        settings = QUICK
-        rows = [batch.z_image[0] / s for batch in epoch_batches(latents, settings, epoch)]
-        keys = [tuple(row.half().flatten().tolist()) for row in rows]
-        assert sorted(cells[key] for key in keys) == list(range(len(latents)))
-        seen.append(keys)
-    assert seen[0] != seen[1] != seen[2]
-
-
-def step_once(store: str, kl_folder: Path, loss: str) -> tuple[Any, MaskDecoder]:
-    latents = load_latents(open_store(store), "train")
-    settings = replace(QUICK, loss=loss)
-    torch.manual_seed(0)
-    model = LatentMappingModel(4, 16)
-    decoder = MaskDecoder(load_tokenizer(str(kl_folder)))
-    batch = next(epoch_batches(latents, settings, 1))
-    parts = train_step(model, make_optimiser(model, settings), batch, decoder, settings)
-    return (parts, model, batch), decoder
-
-
-def test_the_compound_loss_decodes_once_a_step_and_adds_its_parts(
-    small_store: str, kl_folder: Path
-) -> None:
-    (parts, _, _), decoder = step_once(small_store, kl_folder, "compound")
-    assert decoder.calls == 1
-    torch.testing.assert_close(parts["total"], parts["lm"] + parts["seg"])
-
-
-def test_the_dice_loss_reaches_the_lmm_through_a_decoder_that_stays_frozen(
-    small_store: str, kl_folder: Path
-) -> None:
-    (_, model, _), decoder = step_once(small_store, kl_folder, "seg")
-    gradient = model.convds0[2].weight.grad
-    assert gradient is not None
-    assert float(gradient.abs().sum()) > 0
-    for parameter in decoder.tokenizer.autoencoder.parameters():
-        assert parameter.grad is None
-    fresh = load_tokenizer(str(kl_folder))
-    after = decoder.tokenizer.autoencoder.state_dict()
-    assert_same(dict(fresh.autoencoder.state_dict()), dict(after))
-
-
 def test_the_learning_rate_warms_up_and_then_follows_a_cosine_to_zero() -> None:
     settings = TrainSettings(epochs=105, lr=2.0)
     rates = [learning_rate(epoch, settings) for epoch in range(1, 106)]
@@ -262,17 +205,3 @@ def test_noise_changes_training_and_stays_reproducible(
     assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
     name = "model.input_blocks.weight"
     assert not torch.equal(weights(tmp_path / "a")[name], weights(tmp_path / "mean")[name])
-
-
-def test_gms_noise_comes_on_about_half_of_the_batches(small_store: str) -> None:
-    latents = load_latents(open_store(small_store), "train")
-    noisy = replace(QUICK, posterior="gms")
-    clean = replace(noisy, posterior="mean")
-    differs = [
-        not torch.equal(a.z_image, b.z_image)
-        for epoch in range(1, 101)
-        for a, b in zip(
-            epoch_batches(latents, noisy, epoch), epoch_batches(latents, clean, epoch), strict=True
-        )
-    ]
-    assert 0.4 < sum(differs) / len(differs) < 0.6

@@ -1,0 +1,69 @@
+"""gms-lmm distill: a latent store in, a student of its tokenizer's decoder beside it out."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.options import (
+    device_option,
+    emit,
+    json_option,
+    latents_option,
+    progress_bar,
+    say,
+    step_precision_option,
+    table,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from lmm.decoder import MaskDecoder
+    from lmm.student import MaskStudent
+    from pipeline.store import LatentStore
+
+
+@click.command("distill")
+@latents_option
+@step_precision_option
+@device_option
+@json_option
+def command(latents: str, precision: str, device: str, as_json: bool) -> None:
+    """Teach a small network to decode mask latents as the store's frozen decoder does.
+
+    train --seg-decoder student does this by itself where it was not done before.
+
+    \b
+    Example:
+      gms-lmm distill --latents busi.zarr
+    """
+    from lmm.student_file import STUDENT_FILE, measure
+    from pipeline.device import choose_device, choose_precision
+    from pipeline.store import open_store
+
+    store, chosen = open_store(latents), choose_device(device)
+    teacher, student, reused = teach(store, chosen, choose_precision(precision, chosen))
+    result = {
+        "student": f"{store.url}.{STUDENT_FILE}",
+        "reused": reused,
+        **measure(store, teacher, student),
+    }
+    if reused:
+        say(f"{result['student']} was made of this store before")
+    emit(result, as_json, lambda: table("student of the frozen decoder", result))
+
+
+def teach(
+    store: "LatentStore", device: "torch.device", precision: str
+) -> "tuple[MaskDecoder, MaskStudent, bool]":
+    """The frozen decoder, the store's student, and whether that was kept; a bar while it is taught."""
+    from lmm.decoder import MaskDecoder
+    from lmm.student_file import kept_student, load_student
+    from pipeline.tokenizer import load_tokenizer_of
+
+    teacher = MaskDecoder(load_tokenizer_of(store.tokenizer, device), precision)
+    kept = kept_student(store, teacher)
+    if kept:
+        return teacher, kept, True
+    with progress_bar("distill", "latents and lessons") as progress:
+        return teacher, load_student(store, teacher, progress), False

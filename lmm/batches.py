@@ -1,0 +1,155 @@
+"""The batches of an epoch, from memory or streamed from the store: a function of seed and epoch."""
+
+import os
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from lmm.latents import Batch, Latents, SplitReader, load_latents
+from lmm.settings import TrainSettings, steps_per_epoch
+from pipeline.ahead import map_ahead
+from pipeline.store import LatentStore
+
+
+class Batches(Protocol):
+    """The training samples of a store as an LMM reads them."""
+
+    def __len__(self) -> int:
+        """Samples of an epoch."""
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
+
+
+class Resident:
+    """A split in memory, the device's or the host's: each sample once an epoch, in any view."""
+
+    def __init__(self, latents: Latents, settings: TrainSettings, device: torch.device) -> None:
+        self.latents = latents
+        self.settings = settings
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        latents, size = self.latents, self.settings.batch_size
+        draw = _Draw(self.settings, epoch, self.device)
+        order = torch.randperm(len(latents), generator=draw.host).to(latents.device)
+        view = torch.randint(latents.views, (len(latents),), generator=draw.host)
+        view = view.to(latents.device)
+        for step in range(steps_per_epoch(len(latents), size)):
+            rows = slice(step * size, (step + 1) * size)
+            yield draw.batch(latents, view[rows], order[rows])
+
+
+class Streamed:
+    """A split read from the store again in every epoch, some shards ahead of the steps.
+
+    Each sample comes once an epoch. All samples of a shard come in one view, drawn for shard and
+    epoch. Shards come in random order, `shards_at_a_time` at a time, and their samples are mixed;
+    as many shards more are read ahead.
+    """
+
+    def __init__(
+        self,
+        reader: SplitReader,
+        settings: TrainSettings,
+        device: torch.device,
+        shards_at_a_time: int,
+    ) -> None:
+        self.reader = reader
+        self.settings = settings
+        self.device = device
+        self.shards_at_a_time = shards_at_a_time
+
+    def __len__(self) -> int:
+        return len(self.reader.places)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        reader, size = self.reader, self.settings.batch_size
+        draw = _Draw(self.settings, epoch, self.device)
+        order = torch.randperm(len(reader.blocks), generator=draw.host).tolist()
+        view = torch.randint(reader.store.views, (len(order),), generator=draw.host).tolist()
+        shards = [(view[i], reader.blocks[i]) for i in order]
+        starts = range(0, len(shards), self.shards_at_a_time)
+        groups = [shards[start : start + self.shards_at_a_time] for start in starts]
+        left: dict[str, torch.Tensor] = {}
+        smallest = min(size, len(self))
+        for cells in map_ahead(self._read, groups, ahead=1):
+            mixed = torch.randperm(len(cells["row"]), generator=draw.host)
+            pool = {
+                name: torch.cat([left.get(name, values[:0]), values[mixed]])
+                for name, values in cells.items()
+            }
+            arrays = {name: pool[name][None] for name in reader.names}
+            latents = reader.latents(arrays, pool["row"].numpy())
+            whole = len(latents) // smallest * smallest
+            for sample in torch.arange(whole).split(smallest):
+                yield draw.batch(latents, torch.zeros_like(sample), sample)
+            left = {name: values[whole:] for name, values in pool.items()}
+
+    def _read(self, shards: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        """The cells of some shards, and their rows in the split."""
+        cells = [self.reader.read(view, block) for view, block in shards]
+        arrays = {name: np.concatenate([some[name] for some in cells]) for name in cells[0]}
+        arrays["row"] = np.concatenate([self.reader.rows(block) for _, block in shards])
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+class _Draw:
+    """What is random in an epoch: order and views from `host`, noise on the device."""
+
+    def __init__(self, settings: TrainSettings, epoch: int, device: torch.device) -> None:
+        # Generator seeds of neighbouring epochs and seeds must not collide.
+        seed = settings.seed * 1_000_003 + epoch
+        self.posterior = settings.posterior
+        self.device = device
+        self.host = torch.Generator().manual_seed(seed)
+        self.normal = torch.Generator(device).manual_seed(seed)
+
+    def batch(self, latents: Latents, view: torch.Tensor, sample: torch.Tensor) -> Batch:
+        """The cells (view[i], sample[i]) on the device, with the posterior's noise."""
+        noise = None
+        # The authors add noise to one batch in two.
+        noisy = self.posterior == "sample" or torch.rand((), generator=self.host) > 0.5
+        if self.posterior != "mean" and noisy:
+            shape = (len(sample), *latents.image_mean.shape[2:])
+            noise = torch.randn(shape, generator=self.normal, device=self.device)
+        return latents.batch(view, sample, self.posterior, noise, self.device)
+
+
+def open_batches(store: LatentStore, settings: TrainSettings, device: torch.device) -> Batches:
+    """The train split, held where `settings.residency` says.
+
+    auto is the first of device, ram and stream where the split takes no more than the memory
+    allowed: half of what the device has free, half of what the host has, or `memory_gib`.
+
+    raises  as `SplitReader` and its `read` do
+    """
+    reader = SplitReader(store, "train", masks=settings.loss != "lm")
+    needed = store.views * len(reader.places) * reader.cell_bytes
+    residency = settings.residency
+    if residency == "auto":
+        places = ("device", "ram") if device.type == "cuda" else ("ram",)
+        fits = [place for place in places if needed <= memory_allowed(settings, place, device)]
+        residency = fits[0] if fits else "stream"
+    if residency == "stream":
+        shard = store.shard_samples * reader.cell_bytes
+        # One group is mixed while the next is read.
+        shards = int(memory_allowed(settings, "ram", device) / shard / 2)
+        return Streamed(reader, settings, device, max(1, shards))
+    home = device if residency == "device" else torch.device("cpu")
+    latents = load_latents(store, "train", masks=settings.loss != "lm", device=home)
+    return Resident(latents, settings, device)
+
+
+def memory_allowed(settings: TrainSettings, place: str, device: torch.device) -> float:
+    """Bytes that latents may take in the memory of the device or of the host."""
+    if settings.memory_gib is not None:
+        return settings.memory_gib * 2**30
+    if place == "device":
+        return torch.cuda.mem_get_info(device)[0] / 2
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2

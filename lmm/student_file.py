@@ -1,0 +1,93 @@
+"""The student kept beside a store: used if it was made of what the store holds, else made anew."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from lmm.checkpoint import load_weights, weights_of
+from lmm.decoder import MaskDecoder
+from lmm.distill import LATER_LR, Distillation, distil, synthetic_latents
+from lmm.latents import load_latents, model_latent
+from lmm.student import MaskStudent
+from pipeline.errors import ArtefactError
+from pipeline.store import LatentStore
+
+STUDENT_FILE = "student.safetensors"
+RECIPE = 1  # of distil; another number makes every student anew
+MEASURED = 64  # latents of a student's agreement
+
+
+def kept_student(store: LatentStore, teacher: MaskDecoder) -> MaskStudent | None:
+    """The student in `STORE.student.safetensors`, or None.
+
+    One of another tokenizer, of other latents or of another recipe is none.
+
+    raises  ArtefactError when the store is not finished or the file is damaged
+    """
+    store.require_complete()
+    content = store.read_beside(STUDENT_FILE)
+    if content is None:
+        return None
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise ArtefactError(
+            f"{store.url}.{STUDENT_FILE} is damaged: {error}", "delete it: it is made again"
+        ) from error
+    if not torch.equal(tensors.pop("made_from"), _made_from(store)):
+        return None
+    tokenizer = teacher.tokenizer
+    student = MaskStudent(tokenizer.latent_channels, tokenizer.downsampling)
+    load_weights(student, tensors)
+    return student.to(tokenizer.device)
+
+
+def load_student(
+    store: LatentStore, teacher: MaskDecoder, progress: Callable[[int, int], None] | None = None
+) -> MaskStudent:
+    """The student kept beside a store, or one taught now and kept there.
+
+    progress  called with (done, in all) of the teaching
+    raises    as `kept_student` does
+    """
+    student = kept_student(store, teacher)
+    if student is None:
+        student = distil(teacher, _true_latents(store, teacher), progress=progress).decoder.student
+        tensors = {name: tensor.contiguous() for name, tensor in weights_of(student).items()}
+        content = safetensors.torch.save({**tensors, "made_from": _made_from(store)})
+        store.write_beside(STUDENT_FILE, content)
+    return student
+
+
+def measure(store: LatentStore, teacher: MaskDecoder, student: MaskStudent) -> dict[str, Any]:
+    """How well a student decodes latents that it was not taught on, made as those it was.
+
+    returns  parameters; agreement, the mean DSC between its masks and the frozen decoder's
+    """
+    distillation = Distillation(student, teacher, LATER_LR, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    unseen = synthetic_latents(_true_latents(store, teacher), MEASURED, generator)
+    return {
+        "parameters": sum(parameter.numel() for parameter in student.parameters()),
+        "agreement": distillation.agreement(unseen, teacher.masks(unseen)),
+    }
+
+
+def _true_latents(store: LatentStore, teacher: MaskDecoder) -> Tensor:
+    """Z_M of every training cell: (n, C, h, w) float32, scaled."""
+    latents = load_latents(store, "train", masks=False, device=teacher.tokenizer.device)
+    means = latents.mask_mean.flatten(0, 1)
+    return model_latent(means, latents.scaling_factor, latents.shift_factor)
+
+
+def _made_from(store: LatentStore) -> Tensor:
+    """Digest of all that decides a student: the recipe, the tokenizer, the store's content."""
+    what = [RECIPE, store.tokenizer["digest"], store.receipt()]
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).digest()
+    return torch.frombuffer(bytearray(digest), dtype=torch.uint8)

@@ -56,7 +56,7 @@ def command(latents: str, precision: str, device: str, as_json: bool) -> None:
 def teach(
     store: "LatentStore", device: "torch.device", precision: str
 ) -> "tuple[MaskDecoder, MaskStudent, bool]":
-    """The frozen decoder, the store's student, and whether that was kept; a bar while it is taught."""
+    """The frozen decoder, the store's student, and whether that was kept before."""
     from lmm.decoder import MaskDecoder
     from lmm.student_file import kept_student, load_student
     from pipeline.tokenizer import load_tokenizer_of

@@ -25,8 +25,6 @@ from lmm.student import MaskStudent, StudentDecoder
 
 # A lesson is one step of the student's own optimiser.
 LESSON_PAIRS = 24
-FIRST_PAIRS = 1024
-FIRST_LESSONS = 800
 FIRST_LR = 3e-3
 
 # While an LMM trains: how often, on how many of the latest predictions, and how fast.
@@ -143,18 +141,16 @@ def synthetic_latents(z_mask: Tensor, count: int, generator: torch.Generator) ->
 def distil(
     teacher: MaskDecoder,
     z_mask: Tensor,
-    *,
-    pairs: int = FIRST_PAIRS,
-    lessons: int = FIRST_LESSONS,
-    seed: int = 0,
+    pairs: int,
+    lessons: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Distillation:
     """A new student, taught on latents made from true ones; z_mask (n, C, h, w), scaled."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     tokenizer = teacher.tokenizer
     student = MaskStudent(tokenizer.latent_channels, tokenizer.downsampling).to(tokenizer.device)
-    distillation = Distillation(student, teacher, FIRST_LR, seed)
-    made = synthetic_latents(z_mask, pairs, torch.Generator().manual_seed(seed))
+    distillation = Distillation(student, teacher, FIRST_LR, seed=0)
+    made = synthetic_latents(z_mask, pairs, torch.Generator().manual_seed(0))
     for some in made.split(16):
         distillation.remember(some, pairs)
         if progress:

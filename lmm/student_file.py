@@ -20,6 +20,8 @@ from pipeline.store import LatentStore
 
 STUDENT_FILE = "student.safetensors"
 RECIPE = 1  # of distil; another number makes every student anew
+FIRST_PAIRS = 1024  # decoded latents that a student is taught on before training
+FIRST_LESSONS = 800
 MEASURED = 64  # latents of a student's agreement
 
 
@@ -58,7 +60,9 @@ def load_student(
     """
     student = kept_student(store, teacher)
     if student is None:
-        student = distil(teacher, _true_latents(store, teacher), progress=progress).decoder.student
+        student = distil(
+            teacher, _true_latents(store, teacher), FIRST_PAIRS, FIRST_LESSONS, progress
+        ).decoder.student
         tensors = {name: tensor.contiguous() for name, tensor in weights_of(student).items()}
         content = safetensors.torch.save({**tensors, "made_from": _made_from(store)})
         store.write_beside(STUDENT_FILE, content)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import small
 import torch
 
+import lmm.student_file
 from lmm.checkpoint import Run, open_run
 from lmm.settings import TrainSettings
 from lmm.train import train
@@ -83,3 +85,12 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, small_store: str) -> Run
 def store_copy(small_store: str, tmp_path: Path) -> Path:
     """A copy of the small store, to be damaged."""
     return Path(shutil.copytree(small_store, tmp_path / "copy.zarr"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _little_teaching() -> Iterator[None]:
+    """Students of the suite are taught on a few latents: what they decode to is not its subject."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lmm.student_file, "FIRST_PAIRS", 32)
+        patch.setattr(lmm.student_file, "FIRST_LESSONS", 20)
+        yield

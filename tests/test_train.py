@@ -9,15 +9,21 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from lmm.checkpoint import open_run, read_checkpoint
+import lmm.step
+from lmm.batches import open_batches
+from lmm.checkpoint import load_weights, open_run, read_checkpoint
+from lmm.latents import load_latents
 from lmm.settings import TrainSettings, describe, learning_rate
-from lmm.train import train
+from lmm.student import MaskStudent
+from lmm.train import new_learner, train, validate
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import open_store
+from pipeline.tokenizer import load_tokenizer, load_tokenizer_of
 
 CPU = torch.device("cpu")
 QUICK = TrainSettings(loss="lm", epochs=4, batch_size=1, width=16, val_every=2)
@@ -79,28 +85,117 @@ class InterruptedByTestError(Exception):
     pass
 
 
-@pytest.mark.parametrize("steps", [1, 4, 6, 11])
-def test_a_run_stopped_at_any_step_resumes_to_the_uninterrupted_weights(
-    steps: int, finished: Path, small_store: str, tmp_path: Path
-) -> None:
+def stop_and_resume(steps: int, store: str, run: Path, settings: TrainSettings) -> None:
     def stop(done: int, total: int) -> None:
         if done == steps:
             raise InterruptedByTestError
 
-    store = open_store(small_store)
     with pytest.raises(InterruptedByTestError):
-        train(store, tmp_path / "run", QUICK, device=CPU, progress=stop)
-    train(store, tmp_path / "run", QUICK, device=CPU, resume=True)
+        train(open_store(store), run, settings, device=CPU, progress=stop)
+    train(open_store(store), run, settings, device=CPU, resume=True)
+
+
+TIMES = ("seconds", "steps_per_s", "data_wait")
+
+
+def untimed(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{key: line[key] for key in line if key not in TIMES} for line in lines]
+
+
+@pytest.mark.parametrize("steps", [1, 4, 6, 11])
+def test_a_run_stopped_at_any_step_resumes_to_the_uninterrupted_weights(
+    steps: int, finished: Path, small_store: str, tmp_path: Path
+) -> None:
+    stop_and_resume(steps, small_store, tmp_path / "run", QUICK)
     for which in ("last", "best"):
         assert_same(weights(finished, which), weights(tmp_path / "run", which))
-    untimed = [
-        [
-            {k: v for k, v in json.loads(line).items() if k not in ("seconds", "steps_per_s")}
-            for line in (run / "log.jsonl").read_text().splitlines()
-        ]
-        for run in (finished, tmp_path / "run")
-    ]
-    assert untimed[0] == untimed[1]
+    assert untimed(finished) == untimed(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        {"loss": "compound", "seg_decoder": "student"},
+        {"loss": "compound", "seg_decoder": "student", "seg_every": 2},
+        {"loss": "compound", "seg_decoder": "full", "seg_levels": ("out", "level1")},
+        {"loss": "seg", "seg_decoder": "full"},
+        {"loss": "lm", "residency": "stream", "posterior": "gms"},
+        {"loss": "lm", "deterministic": True},
+    ],
+    ids=str,
+)
+def test_every_way_of_training_resumes_to_the_uninterrupted_weights(
+    mode: dict[str, Any], small_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmm.step, "LEARN_EVERY", 2)
+    settings = replace(QUICK, epochs=3, **mode)
+    train(open_store(small_store), tmp_path / "whole", settings, device=CPU)
+    stop_and_resume(7, small_store, tmp_path / "run", settings)
+    for which in ("last", "best"):
+        assert_same(weights(tmp_path / "whole", which), weights(tmp_path / "run", which))
+    assert untimed(tmp_path / "whole") == untimed(tmp_path / "run")
+
+
+def test_a_run_with_a_student_keeps_it_and_says_how_well_it_agrees(
+    small_store: str, tmp_path: Path
+) -> None:
+    settings = replace(QUICK, loss="compound", seg_decoder="student", epochs=2)
+    summary = train(open_store(small_store), tmp_path / "run", settings, device=CPU)
+    last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert summary["student_agreement"] == last.get("student_agreement")
+    student = MaskStudent(4, 8)
+    load_weights(student, read_checkpoint(tmp_path / "run" / "student.safetensors")[0])
+
+
+def test_a_line_of_the_log_says_speed_waiting_and_decoder_calls(finished: Path) -> None:
+    line = json.loads((finished / "log.jsonl").read_text().splitlines()[0])
+    assert line["steps_per_s"] > 0
+    assert 0 <= line["data_wait"] < 1
+    assert line["decoder_calls"] == 0
+
+
+def test_training_leaves_the_tokenizer_as_it_was(small_store: str, tmp_path: Path) -> None:
+    store = open_store(small_store)
+    tokenizer = load_tokenizer_of(store.tokenizer, CPU)
+    settings = replace(QUICK, loss="compound", seg_decoder="full")
+    learner = new_learner(store, settings, tokenizer)
+    for batch in open_batches(store, settings, CPU).epoch(1):
+        learner.step(batch)
+    validate(learner, load_latents(store, "val", views=1))
+    state = tokenizer.autoencoder.state_dict()
+    assert_same(dict(load_tokenizer(tokenizer.name).autoencoder.state_dict()), dict(state))
+
+
+def test_deterministic_kernels_are_asked_for_only_while_training(
+    small_store: str, tmp_path: Path
+) -> None:
+    asked = []
+
+    def note(done: int, total: int) -> None:
+        asked.append(torch.are_deterministic_algorithms_enabled())
+
+    settings = replace(QUICK, epochs=1, deterministic=True)
+    train(open_store(small_store), tmp_path / "run", settings, device=CPU, progress=note)
+    assert all(asked)
+    assert asked
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"seg_levels": ("out", "level9")}, "--seg-levels level9 is not known"),
+        ({"seg_decoder": "both"}, "--seg-decoder both is not known"),
+        ({"residency": "disk"}, "--residency disk is not known"),
+        ({"loss": "seg", "seg_every": 2}, "with no loss at all"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(
+    change: dict[str, Any], says: str, small_store: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        describe(open_store(small_store), replace(QUICK, **change))
 
 
 def test_a_killed_process_resumes_to_the_uninterrupted_weights(

@@ -1,0 +1,164 @@
+"""One optimiser step: exact gradients in slices, frozen decoders, the parts of the loss."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import lmm.step
+from lmm.batches import open_batches
+from lmm.decoder import MaskDecoder
+from lmm.latents import Batch
+from lmm.losses import LEVELS
+from lmm.settings import TrainSettings
+from lmm.step import Learner, seg_gradient
+from lmm.train import new_learner
+from pipeline.store import open_store
+from pipeline.tokenizer import Tokenizer, load_tokenizer
+
+CPU = torch.device("cpu")
+QUICK = TrainSettings(loss="compound", seg_decoder="full", batch_size=2, width=16)
+
+
+@pytest.fixture
+def fresh(kl_folder: Path) -> Tokenizer:
+    """A tokenizer of the test's own."""
+    return load_tokenizer(str(kl_folder))
+
+
+def learner_and_batch(
+    url: str, tokenizer: Tokenizer, settings: TrainSettings
+) -> tuple[Learner, Batch]:
+    store = open_store(url)
+    batch = next(iter(open_batches(store, replace(settings, loss="compound"), CPU).epoch(1)))
+    return new_learner(store, settings, tokenizer), batch
+
+
+def levels_and_mask() -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    z_mask_hat = torch.randn(3, 2, 4, 8, 8, generator=draw) * 3
+    return z_mask_hat, torch.rand(2, 64, 64, generator=draw) > 0.5
+
+
+@pytest.mark.parametrize("at_a_time", [1, 4, 100])
+def test_the_gradient_in_slices_is_that_of_the_whole(at_a_time: int, fresh: Tokenizer) -> None:
+    decoder = MaskDecoder(fresh)
+    decoder.at_a_time = at_a_time
+    z_mask_hat, mask = levels_and_mask()
+    whole = z_mask_hat.clone().requires_grad_()
+    # The definition, written out: per image, then the mean over images, then the sum over levels.
+    expected = torch.zeros(())
+    for level in whole:
+        grey, truth = decoder(level).flatten(1), mask.float().flatten(1)
+        overlap, area = (grey * truth).sum(1), grey.sum(1) + truth.sum(1)
+        expected = expected + (1 - (2 * overlap + 1e-5) / (area + 1e-5)).mean()
+    expected.backward()
+    loss, gradient = seg_gradient(decoder, z_mask_hat, mask)
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(gradient, whole.grad, rtol=1e-4, atol=1e-8)
+    assert float(gradient.abs().max()) > 0
+
+
+def test_a_device_short_of_memory_gets_fewer_at_a_time_and_the_same_gradient(
+    fresh: Tokenizer,
+) -> None:
+    class Short(MaskDecoder):
+        def __call__(self, z_mask_hat: torch.Tensor) -> torch.Tensor:
+            if len(z_mask_hat) > 2:
+                raise torch.OutOfMemoryError
+            return super().__call__(z_mask_hat)
+
+    z_mask_hat, mask = levels_and_mask()
+    short = Short(fresh)
+    short.at_a_time = 6
+    loss, gradient = seg_gradient(short, z_mask_hat, mask)
+    assert short.at_a_time == 1
+    roomy = MaskDecoder(fresh)
+    roomy.at_a_time = 6
+    expected = seg_gradient(roomy, z_mask_hat, mask)
+    torch.testing.assert_close((loss, gradient), expected, rtol=1e-4, atol=1e-8)
+    short.at_a_time = 1
+    with pytest.raises(torch.OutOfMemoryError):
+        seg_gradient(NoRoom(fresh), z_mask_hat, mask)
+
+
+class NoRoom(MaskDecoder):
+    def __call__(self, z_mask_hat: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+
+def test_all_levels_are_decoded_by_one_call_where_there_is_room(
+    small_store: str, fresh: Tokenizer
+) -> None:
+    learner, batch = learner_and_batch(small_store, fresh, QUICK)
+    learner.teacher.at_a_time = 64
+    parts = learner.step(batch)
+    assert learner.teacher.calls == 1
+    assert parts.keys() == {"lm", "seg"}
+
+
+@pytest.mark.parametrize("seg_decoder", ["full", "student"])
+def test_the_dice_loss_reaches_the_lmm_and_leaves_its_decoder_as_it_was(
+    seg_decoder: str, small_store: str, fresh: Tokenizer, kl_folder: Path
+) -> None:
+    settings = replace(QUICK, loss="seg", seg_decoder=seg_decoder)
+    learner, batch = learner_and_batch(small_store, fresh, settings)
+    frozen = [fresh.autoencoder]
+    if learner.distillation:
+        frozen.append(learner.distillation.decoder.student)
+        learner.distillation.optimiser.zero_grad()  # of the teaching before
+    before = [parameter.clone() for module in frozen for parameter in module.parameters()]
+    learner.step(batch)
+    for level in ("convds0", "convds1", "convds2"):
+        gradient = getattr(learner.model, level)[2].weight.grad
+        assert gradient is not None
+        assert float(gradient.abs().sum()) > 0
+    after = [parameter for module in frozen for parameter in module.parameters()]
+    assert all(parameter.grad is None for parameter in after)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert load_tokenizer(str(kl_folder)).digest == fresh.digest
+
+
+def test_only_the_levels_asked_for_take_part_in_the_dice_loss(
+    small_store: str, fresh: Tokenizer
+) -> None:
+    settings = replace(QUICK, loss="seg", seg_levels=("out",))
+    learner, batch = learner_and_batch(small_store, fresh, settings)
+    learner.step(batch)
+    assert learner.model.convds0[2].weight.grad is not None
+    for left_out in (learner.model.convds1, learner.model.convds2):
+        assert left_out[2].weight.grad is None
+
+
+def test_every_nth_step_has_a_dice_loss(small_store: str, fresh: Tokenizer) -> None:
+    learner, batch = learner_and_batch(small_store, fresh, replace(QUICK, seg_every=3))
+    have = ["seg" in learner.step(batch) for _ in range(7)]
+    assert have == [False, False, True, False, False, True, False]
+
+
+def test_the_student_learns_from_the_frozen_decoder_every_so_many_steps(
+    small_store: str, fresh: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmm.step, "LEARN_EVERY", 2)
+    settings = replace(QUICK, seg_decoder="student")
+    learner, batch = learner_and_batch(small_store, fresh, settings)
+    assert learner.distillation is not None
+    weight = learner.distillation.decoder.student.stem.weight
+    learner.teacher.calls = 0
+    calls, weights = [], []
+    for _ in range(4):
+        learner.step(batch)
+        calls.append(learner.teacher.calls)
+        weights.append(weight.detach().clone())
+    # Two samples of the batch are decoded, by one call, at the second and fourth step.
+    assert calls == [0, 1, 1, 2]
+    assert [torch.equal(weights[i], weights[i + 1]) for i in range(3)] == [False, True, False]
+
+
+def test_the_latent_loss_takes_every_supervised_level(small_store: str, fresh: Tokenizer) -> None:
+    learner, batch = learner_and_batch(small_store, fresh, replace(QUICK, loss="lm"))
+    with torch.no_grad():
+        z_mask_hat = learner.model(batch.z_image)
+    expected = sum(float((z_mask_hat[level] - batch.z_mask).square().mean()) for level in LEVELS)
+    assert float(learner.step(batch)["lm"]) == pytest.approx(expected, rel=1e-5)

@@ -5,11 +5,16 @@ from typing import Any
 
 import click
 
+from cli.distill import teach
 from cli.options import (
     device_option,
     emit,
     json_option,
     latents_option,
+    loss_option,
+    memory_option,
+    residency_option,
+    seg_decoder_option,
     size_option,
     step_precision_option,
     step_size_option,
@@ -67,43 +72,37 @@ def bench_encode_command(
 
 @command.command("train")
 @latents_option
-@click.option(
-    "--loss",
-    type=click.Choice(["lm", "seg", "compound"]),
-    default="lm",
-    show_default=True,
-    help="Latent loss, Dice loss through the decoder, or their sum.",
-)
+@loss_option
+@seg_decoder_option
 @click.option(
     "--steps", type=click.IntRange(1), default=20, show_default=True, help="Steps a round."
 )
 @step_size_option
 @step_precision_option
+@residency_option
+@memory_option
 @device_option
 @json_option
 def bench_train_command(
-    latents: str,
-    loss: str,
-    steps: int,
-    batch_size: int,
-    precision: str,
-    device: str,
-    as_json: bool,
+    latents: str, steps: int, precision: str, device: str, as_json: bool, **settings: Any
 ) -> None:
     """Compare the training loop with its bare compute and with training without a store.
 
+    A student is taught first where --loss needs one and the store has none.
+
     \b
     Example:
-      gms-lmm bench train --latents busi.zarr --loss lm
+      gms-lmm bench train --latents busi.zarr --loss compound
     """
     from lmm.bench import bench_train
     from lmm.settings import TrainSettings
     from pipeline.device import choose_device, choose_precision
     from pipeline.store import open_store
 
-    chosen = choose_device(device)
-    settings = TrainSettings(
-        loss=loss, batch_size=batch_size, precision=choose_precision(precision, chosen)
-    )
-    result = bench_train(open_store(latents), settings, chosen, steps=steps)
+    store, chosen = open_store(latents), choose_device(device)
+    wanted = TrainSettings(precision=choose_precision(precision, chosen), **settings)
+    wanted.check(store)
+    if wanted.has_student:
+        teach(store, chosen, wanted.precision)
+    result = bench_train(store, wanted, chosen, steps=steps)
     emit(result, as_json, lambda: table("bench train, steps per second", result))

@@ -38,17 +38,6 @@ class BatchSize(click.ParamType[int | None]):
         return int(value)
 
 
-class Names(click.ParamType[tuple[str, ...]]):
-    """Names with commas between them."""
-
-    name = "NAME,…"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        return tuple(name.strip() for name in str(value).split(","))
-
-
 LINE_EVERY_S = 15
 
 json_option = click.option(

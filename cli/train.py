@@ -10,7 +10,6 @@ import click
 
 from cli.distill import teach
 from cli.options import (
-    Names,
     device_option,
     emit,
     json_option,
@@ -40,7 +39,6 @@ POOR_AGREEMENT = 0.9
 @seg_decoder_option
 @click.option(
     "--seg-levels",
-    type=Names(),
     default="level2,level1,out",
     show_default=True,
     help="Levels of the model that the Dice loss decodes.",

@@ -206,13 +206,13 @@ def _facts(run: Run, store: LatentStore) -> dict[str, str]:
     summary, receipt = run.summary(), run.description["store"]["receipt"]
     tokenizer = run.description["tokenizer"]
     counts = ", ".join(f"{count} {split}" for split, count in receipt["by_split"].items())
-    settings = {k.replace("_", " "): v for k, v in run.description["settings"].items()}
+    settings = _given(run.description["settings"])
     return {
         "Data": f"{store.name}: {receipt['samples']} samples ({counts})",
         "Tokenizer": f"{tokenizer['name']}, {tokenizer['kind']}, frozen",
         "Views": f"{receipt['views']} a sample at {store.size} × {store.size} px",
         "Model": f"latent mapping model, {summary['parameters']:,} parameters",
-        "Settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
+        "Settings": ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in settings.items()),
         "Training": f"{summary['steps']:,} steps in {summary['seconds']:,.0f} s; epoch "
         f"{summary['best_epoch']} of {summary['epochs']} chosen by DSC on {summary['select_on']}",
         "Software": ", ".join(f"{k} {v}" for k, v in run.description["software"].items()),
@@ -233,17 +233,25 @@ def _commands(run: Run, store: LatentStore, scores: Mapping[str, Any]) -> list[s
         "precision": made["preprocessing"]["precision"],
     }
     train = {"latents": store.url, "out": run.path, **run.description["settings"]}
-    evaluate = {"run": run.path, "latents": store.url, "split": scores["split"]}
+    evaluate: dict[str, Any] = {"run": run.path, "latents": store.url, "split": scores["split"]}
     evaluate["hd95"] = scores["hd95_definition"]
-    native = " --native" if "native" in scores else ""
+    evaluate["native"] = "native" in scores
     return [
         f"gms-lmm encode MANIFEST {shlex.quote(store.url)}{_options(encode)}",
         f"gms-lmm train{_options(train)}",
-        f"gms-lmm evaluate{_options(evaluate)}{native}",
+        f"gms-lmm evaluate{_options(evaluate)}",
     ]
 
 
 def _options(settings: Mapping[str, Any]) -> str:
-    return "".join(
-        f" --{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in settings.items()
-    )
+    """Settings as options of a command: a switch that is on has no value."""
+    words = ""
+    for key, value in _given(settings).items():
+        of = "" if value is True else f" {shlex.quote(str(value))}"
+        words += f" --{key.replace('_', '-')}{of}"
+    return words
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those left open and switches that are off."""
+    return {k: v for k, v in settings.items() if v is not None and v is not False}

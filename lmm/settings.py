@@ -20,7 +20,7 @@ class TrainSettings:
 
     loss        lm, seg or compound
     seg_decoder full, the frozen decoder, or student, a small network taught to decode as it does
-    seg_levels  levels of the LMM that the Dice loss decodes
+    seg_levels  levels of the LMM that the Dice loss decodes, with commas between them
     seg_every   steps between two with a Dice loss
     epochs      passes over the training samples, each sample in one randomly chosen view
     lr          peak learning rate of AdamW, after 5 epochs of warm-up, before cosine decay
@@ -36,7 +36,7 @@ class TrainSettings:
 
     loss: str = "compound"
     seg_decoder: str = "student"
-    seg_levels: tuple[str, ...] = LEVELS
+    seg_levels: str = ",".join(LEVELS)
     seg_every: int = 1
     epochs: int = 1000
     batch_size: int = 8
@@ -64,7 +64,7 @@ class TrainSettings:
             ("seg-decoder", self.seg_decoder, SEG_DECODERS),
             ("residency", self.residency, RESIDENCIES),
             ("select-on", self.select_on, ("val", "test")),
-            *(("seg-levels", level, LEVELS) for level in self.seg_levels),
+            *(("seg-levels", level, LEVELS) for level in self.seg_levels.split(",")),
         ):
             if value not in known:
                 raise UsageError(f"--{name} {value} is not known", f"one of {', '.join(known)}")

@@ -65,7 +65,9 @@ class Learner:
             gradients.append(None)
         if settings.loss != "lm" and self.steps % settings.seg_every == 0:
             assert batch.mask is not None
-            levels = torch.stack([z_mask_hat[level] for level in settings.seg_levels]).float()
+            levels = torch.stack(
+                [z_mask_hat[level] for level in settings.seg_levels.split(",")]
+            ).float()
             parts["seg"], gradient = seg_gradient(self.decoder, levels, batch.mask)
             outputs.append(levels)
             gradients.append(gradient)

@@ -173,6 +173,7 @@ def _train_epoch(
     return {
         "epoch": epoch,
         "lr": rate,
+        "loss_total": sum(line.values()),
         **line,
         "steps_per_s": (learner.steps - before) / seconds,
         "data_wait": waited / seconds,
@@ -221,7 +222,7 @@ def _open_or_create(
     assert receipt is not None
     description = {
         "model": {"latent_channels": store.latent_shape[0], "width": settings.width},
-        "settings": json.loads(json.dumps(asdict(settings))),
+        "settings": asdict(settings),
         "store": {"url": store.url, "size": store.size, "receipt": receipt},
         "tokenizer": store.tokenizer,
     }

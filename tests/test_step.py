@@ -123,7 +123,7 @@ def test_the_dice_loss_reaches_the_lmm_and_leaves_its_decoder_as_it_was(
 def test_only_the_levels_asked_for_take_part_in_the_dice_loss(
     small_store: str, fresh: Tokenizer
 ) -> None:
-    settings = replace(QUICK, loss="seg", seg_levels=("out",))
+    settings = replace(QUICK, loss="seg", seg_levels="out")
     learner, batch = learner_and_batch(small_store, fresh, settings)
     learner.step(batch)
     assert learner.model.convds0[2].weight.grad is not None

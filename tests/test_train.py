@@ -118,7 +118,7 @@ def test_a_run_stopped_at_any_step_resumes_to_the_uninterrupted_weights(
     [
         {"loss": "compound", "seg_decoder": "student"},
         {"loss": "compound", "seg_decoder": "student", "seg_every": 2},
-        {"loss": "compound", "seg_decoder": "full", "seg_levels": ("out", "level1")},
+        {"loss": "compound", "seg_decoder": "full", "seg_levels": "out,level1"},
         {"loss": "seg", "seg_decoder": "full"},
         {"loss": "lm", "residency": "stream", "posterior": "gms"},
         {"loss": "lm", "deterministic": True},
@@ -185,7 +185,7 @@ def test_deterministic_kernels_are_asked_for_only_while_training(
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"seg_levels": ("out", "level9")}, "--seg-levels level9 is not known"),
+        ({"seg_levels": "out,level9"}, "--seg-levels level9 is not known"),
         ({"seg_decoder": "both"}, "--seg-decoder both is not known"),
         ({"residency": "disk"}, "--residency disk is not known"),
         ({"loss": "seg", "seg_every": 2}, "with no loss at all"),

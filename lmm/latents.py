@@ -11,6 +11,9 @@ from pipeline.ahead import map_ahead
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import LatentStore
 
+# Neighbouring shards read by one call, whose masks take 50 MB before they are packed.
+BLOCKS_AT_A_TIME = 16
+
 POSTERIORS = ("mean", "sample", "gms")
 
 
@@ -142,20 +145,30 @@ class SplitReader:
             )
         self.blocks: list[int] = np.unique(self.places // store.shard_samples).tolist()
 
-    def rows(self, block: int) -> np.ndarray:
-        """Which rows of the split lie in a block; int [≤ shard_samples]."""
-        return np.flatnonzero(self.places // self.store.shard_samples == block)
+    def rows(self, blocks: range) -> slice:
+        """Which rows of the split lie in some neighbouring blocks."""
+        length = self.store.shard_samples
+        first, last = np.searchsorted(self.places, [blocks.start * length, blocks.stop * length])
+        return slice(int(first), int(last))
 
-    def read(self, view: int, block: int) -> dict[str, np.ndarray]:
-        """The split's cells of one shard: latents float16 [rows, C, h, w], masks bit-packed.
+    def read(self, view: int, blocks: range) -> dict[str, np.ndarray]:
+        """The split's cells of some neighbouring shards of a view: latents float16 [rows, C, h, w],
+        masks bit-packed.
 
         raises  ArtefactError when a chunk is missing, damaged or not finite
         """
         store = self.store
-        inside = self.places[self.rows(block)] % store.shard_samples
-        cells = {name: store.read_shard(name, view, block)[inside] for name in self.names}
+        inside = self.places[self.rows(blocks)] - store.rows_of(blocks.start).start
+        cells = {name: store.read_shards(name, view, blocks)[inside] for name in self.names}
         for name in store.latent_arrays:
-            _require_finite(store, name, view, block, cells[name])
+            finite = np.isfinite(cells[name]).all(axis=(1, 2, 3))
+            if not finite.all():
+                place = int(self.places[self.rows(blocks)][~finite][0])
+                raise ArtefactError(
+                    f"{store.url}: {name} of view {view}, sample "
+                    f"{store.samples['sample_id'][place]!r}, holds values that are not finite",
+                    "encode the data set into a new store",
+                )
         if "mask" in cells:
             cells["mask"] = np.packbits(cells["mask"], axis=-1)
         return cells
@@ -209,23 +222,14 @@ def load_latents(
         )
         for name in reader.names
     }
-    shards = [(view, block) for view in range(count) for block in reader.blocks]
-    cells_of = map_ahead(lambda shard: reader.read(*shard), shards, ahead=4)
-    for done, ((view, block), cells) in enumerate(zip(shards, cells_of, strict=True), 1):
+    starts = range(0, store.blocks(), BLOCKS_AT_A_TIME)
+    runs = [range(start, min(start + BLOCKS_AT_A_TIME, store.blocks())) for start in starts]
+    shards = [(view, blocks) for view in range(count) for blocks in runs]
+    cells_of = map_ahead(lambda shard: reader.read(*shard), shards, ahead=2)
+    for done, ((view, blocks), cells) in enumerate(zip(shards, cells_of, strict=True), 1):
         for name, array in arrays.items():
-            array[view, reader.rows(block)] = cells[name]
+            array[view, reader.rows(blocks)] = cells[name]
         if progress:
             progress(done, len(shards))
     tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     return reader.latents(tensors, np.arange(every))
-
-
-def _require_finite(
-    store: LatentStore, name: str, view: int, block: int, cells: np.ndarray
-) -> None:
-    if not np.isfinite(cells).all():
-        raise ArtefactError(
-            f"{store.url}: {name} of view {view}, samples {store.rows_of(block).start} and on, "
-            "holds values that are not finite",
-            "encode the data set into a new store",
-        )

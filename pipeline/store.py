@@ -45,6 +45,7 @@ class LatentStore:
                 f"no latent store at {url}", f"gms-lmm encode manifest.parquet {url} --tokenizer …"
             )
         self.group = zarr.open_group(url, mode=mode)  # type: ignore[arg-type]
+        self._opened: dict[str, zarr.Array[Any]] = {}
         self.attributes: dict[str, Any] = dict(self.group.attrs)
         found = self.attributes.get("format_version")
         if found != FORMAT_VERSION:
@@ -98,11 +99,13 @@ class LatentStore:
         return [*self.data_arrays, *CELL_ARRAYS]
 
     def array(self, name: str) -> zarr.Array[Any]:
-        array = self.group[name]
-        assert isinstance(array, zarr.Array)
-        # A shard that happens to equal the fill value must still be a file: a missing file means
-        # missing data. zarr does not keep this setting with the array.
-        return array.with_config({"write_empty_chunks": True})
+        if name not in self._opened:
+            array = self.group[name]
+            assert isinstance(array, zarr.Array)
+            # A shard that happens to equal the fill value must still be a file: a missing file
+            # means missing data. zarr does not keep this setting with the array.
+            self._opened[name] = array.with_config({"write_empty_chunks": True})
+        return self._opened[name]
 
     @cached_property
     def shard_samples(self) -> int:
@@ -174,15 +177,27 @@ class LatentStore:
         return slice(start, min(start + self.shard_samples, len(self.samples)))
 
     def read_shard(self, name: str, view: int, block: int) -> np.ndarray:
-        """One shard of one array: [≤ shard_samples, …].
+        """One shard of one array: [≤ shard_samples, …]; raises as `read_shards` does."""
+        return self.read_shards(name, view, range(block, block + 1))
 
-        raises  ArtefactError naming the chunk when it is missing or fails its checksum: zarr
+    def read_shards(self, name: str, view: int, blocks: range) -> np.ndarray:
+        """Neighbouring shards of one view of one array, one after the other: [samples, …].
+
+        raises  ArtefactError naming the chunk when one is missing or fails its checksum: zarr
                 would give the fill value for a missing one
         """
-        chunk = self.chunk_path(name, view, block)
-        if chunk not in self.files:
-            raise ArtefactError(f"{self.url}: chunk {chunk} is missing", self._mend)
-        return self._read(name, (view, self.rows_of(block)), f"chunk {chunk}")
+        chunks = [self.chunk_path(name, view, block) for block in blocks]
+        for chunk in chunks:
+            if chunk not in self.files:
+                raise ArtefactError(f"{self.url}: chunk {chunk} is missing", self._mend)
+        rows = slice(self.rows_of(blocks[0]).start, self.rows_of(blocks[-1]).stop)
+        try:
+            return self._read(name, (view, rows), f"chunk {chunks[0]}")
+        except ArtefactError:
+            if len(blocks) > 1:
+                for block in blocks:  # one of them is damaged: which?
+                    self.read_shard(name, view, block)
+            raise
 
     def _read(self, name: str, selection: Any, what: str) -> np.ndarray:
         try:

@@ -212,9 +212,12 @@ def test_the_page_says_what_was_done(scored: tuple[Run, LatentStore], page: str)
         f"torch {run.description['software']['torch']}",
         f"gms-lmm train --latents {store.url}",
         "--epochs 3 --batch-size 1",
+        "--seed 0",
         "loss lm",
     ):
         assert words in page
+    for left_open in ("--memory-gib", "--deterministic", "--native"):
+        assert left_open not in page
 
 
 def test_without_the_archive_the_page_says_so_and_has_every_score(

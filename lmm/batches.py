@@ -93,9 +93,9 @@ class Streamed:
 
     def _read(self, shards: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
         """The cells of some shards, and their rows in the split."""
-        cells = [self.reader.read(view, range(block, block + 1)) for view, block in shards]
+        cells = [self.reader.read(view, block) for view, block in shards]
         arrays = {name: np.concatenate([some[name] for some in cells]) for name in cells[0]}
-        rows = [self.reader.rows(range(block, block + 1)) for _, block in shards]
+        rows = [self.reader.rows(block) for _, block in shards]
         arrays["row"] = np.concatenate([np.arange(of.start, of.stop) for of in rows])
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 

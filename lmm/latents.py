@@ -11,9 +11,6 @@ from pipeline.ahead import map_ahead
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import LatentStore
 
-# Neighbouring shards read by one call, whose masks take 50 MB before they are packed.
-BLOCKS_AT_A_TIME = 16
-
 POSTERIORS = ("mean", "sample", "gms")
 
 
@@ -145,32 +142,30 @@ class SplitReader:
             )
         self.blocks: list[int] = np.unique(self.places // store.shard_samples).tolist()
 
-    def rows(self, blocks: range) -> slice:
-        """Which rows of the split lie in some neighbouring blocks."""
+    def rows(self, block: int) -> slice:
+        """Which rows of the split lie in a block."""
         length = self.store.shard_samples
-        first, last = np.searchsorted(self.places, [blocks.start * length, blocks.stop * length])
+        first, last = np.searchsorted(self.places, [block * length, (block + 1) * length])
         return slice(int(first), int(last))
 
-    def read(self, view: int, blocks: range) -> dict[str, np.ndarray]:
-        """The split's cells of some neighbouring shards of a view: latents float16 [rows, C, h, w],
-        masks bit-packed.
+    def read(self, view: int, block: int) -> dict[str, np.ndarray]:
+        """The split's cells of one shard: latents float16 [rows, C, h, w], masks bit-packed.
 
         raises  ArtefactError when a chunk is missing, damaged or not finite
         """
         store = self.store
-        inside = self.places[self.rows(blocks)] - store.rows_of(blocks.start).start
-        cells = {name: store.read_shards(name, view, blocks)[inside] for name in self.names}
+        inside = self.places[self.rows(block)] % store.shard_samples
+        cells = {name: store.read_shard(name, view, block)[inside] for name in self.names}
         for name in store.latent_arrays:
-            finite = np.isfinite(cells[name]).all(axis=(1, 2, 3))
-            if not finite.all():
-                place = int(self.places[self.rows(blocks)][~finite][0])
+            # The exponent of what is not finite is all ones; ten times as fast as numpy.isfinite.
+            if ((cells[name].view(np.uint16) & 0x7C00) == 0x7C00).any():
                 raise ArtefactError(
-                    f"{store.url}: {name} of view {view}, sample "
-                    f"{store.samples['sample_id'][place]!r}, holds values that are not finite",
+                    f"{store.url}: {store.chunk_path(name, view, block)} holds values that are "
+                    "not finite",
                     "encode the data set into a new store",
                 )
         if "mask" in cells:
-            cells["mask"] = np.packbits(cells["mask"], axis=-1)
+            cells["mask"] = _packed(cells["mask"])
         return cells
 
     @property
@@ -222,14 +217,25 @@ def load_latents(
         )
         for name in reader.names
     }
-    starts = range(0, store.blocks(), BLOCKS_AT_A_TIME)
-    runs = [range(start, min(start + BLOCKS_AT_A_TIME, store.blocks())) for start in starts]
-    shards = [(view, blocks) for view in range(count) for blocks in runs]
-    cells_of = map_ahead(lambda shard: reader.read(*shard), shards, ahead=2)
-    for done, ((view, blocks), cells) in enumerate(zip(shards, cells_of, strict=True), 1):
-        for name, array in arrays.items():
-            array[view, reader.rows(blocks)] = cells[name]
+
+    def read(shard: tuple[int, int]) -> None:
+        view, block = shard
+        for name, cells in reader.read(view, block).items():
+            arrays[name][view, reader.rows(block)] = cells
+
+    shards = [(view, block) for view in range(count) for block in reader.blocks]
+    # A disk answers at once, an object store late.
+    ahead = 2 if store.is_local else 16
+    for done, _ in enumerate(map_ahead(read, shards, ahead), 1):
         if progress:
             progress(done, len(shards))
     tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     return reader.latents(tensors, np.arange(every))
+
+
+def _packed(masks: np.ndarray) -> np.ndarray:
+    """(n, H, W) bool → (n, H, ⌈W/8⌉) uint8; rows of whole bytes are packed without a stop."""
+    n, height, width = masks.shape
+    if width % 8:
+        return np.packbits(masks, axis=-1)
+    return np.packbits(masks.reshape(n, -1), axis=-1).reshape(n, height, -1)

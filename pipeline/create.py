@@ -24,10 +24,11 @@ from pipeline.store import (
 
 # One chunk a shard: 64 cells are 0.4 MB of latents, large enough to stream, small enough to lose.
 SHARD_SAMPLES = 64
+_FEWEST = 32  # a store begun with few samples may grow
 _SOFTWARE = ("gms-lmm", "torch", "diffusers", "kornia", "zarr", "pillow")
 _OWN_NAMES = {"zarr.json", "samples.parquet", *DATA_ARRAYS, *CELL_ARRAYS}
 _LATENT_CODECS = (Crc32cCodec(),)  # latents do not compress: measured 1.08×
-_MASK_CODECS = (ZstdCodec(level=3), Crc32cCodec())
+_MASK_CODECS = (ZstdCodec(level=9), Crc32cCodec())
 
 
 def create_store(
@@ -55,7 +56,7 @@ def create_store(
         group.create_array(
             name,
             shape=(views, count, *cell),
-            chunks=(1, SHARD_SAMPLES, *cell),
+            chunks=(1, _shard_samples(count), *cell),
             dtype=dtype,
             dimension_names=["view", "sample", *dims],
             **more,
@@ -85,6 +86,12 @@ def create_store(
     software = {name: version(name) for name in _SOFTWARE}
     group.attrs.update({"format_version": FORMAT_VERSION, **attributes, "software": software})
     return open_store(url, "r+")
+
+
+def _shard_samples(count: int) -> int:
+    """Samples of a shard, at most SHARD_SAMPLES: all shards nearly full, for zarr pads the last."""
+    shards = max(1, -(-count // SHARD_SAMPLES))
+    return max(-(-count // shards), min(_FEWEST, SHARD_SAMPLES))
 
 
 def _may_be_overwritten(fs: Any, root: str) -> bool:

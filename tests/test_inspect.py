@@ -59,8 +59,8 @@ def test_arrays_have_shape_type_and_chunk(small_store: str) -> None:
     assert arrays["image_std"]["dtype"] == "float16"
     assert arrays["mask"]["shape"] == [3, 6, 64, 64]
     assert arrays["mask"]["dtype"] == "bool"
-    # One chunk is one view of 64 samples.
-    assert arrays["image_std"]["chunk"] == [1, 64, 4, 8, 8]
+    # One chunk is one view of up to 64 samples, and has room for 32 at least.
+    assert arrays["image_std"]["chunk"] == [1, 32, 4, 8, 8]
 
 
 def test_unfinished_store_says_how_far_it_is(store_copy: Path) -> None:

@@ -19,12 +19,12 @@ from pipeline.store import open_store
 from pipeline.tokenizer import Tokenizer
 from pipeline.verify import verify
 
-SAMPLES = 70  # two shards a view
+SAMPLES = 70  # two shards of 35 a view
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> tuple[Manifest, Path]:
-    """Seventy samples in two views: shards of 64 and of 6 cells."""
+    """Seventy samples in two views: two shards of 35 cells a view."""
     folder = tmp_path_factory.mktemp("verify")
     names = tuple(f"benign ({i + 1})" for i in range(SAMPLES))
     manifest = small.ingest(small.write_busi(folder / "raw", names))
@@ -45,7 +45,7 @@ def faults(store: Path) -> list[dict[str, Any]]:
 
 def ids(store: Path, block: int) -> list[str]:
     everything: list[str] = open_store(str(store)).samples["sample_id"].to_list()
-    return everything[64 * block : 64 * (block + 1)]
+    return everything[35 * block : 35 * (block + 1)]
 
 
 def chunk(store: Path, array: str, view: int, block: int) -> Path:
@@ -111,7 +111,7 @@ def test_harmed_chunk_is_named_and_its_shard_alone_encoded_again(
     report = encode(
         built[0], str(store), tokenizer, views=2, size=small.SIZE_PX, repair=not lost_keys
     )
-    assert (report.encoded, report.reused) == (6, 134)
+    assert (report.encoded, report.reused) == (35, 105)
     assert faults(store) == []
     assert digests(store) == before
 
@@ -140,7 +140,7 @@ def test_swapped_shards_are_both_named(store: Path) -> None:
     ]
     # A view that was drawn as the clean image is the same cell in both.
     assert set(found[0]["sample_ids"]) <= set(ids(store, 0))
-    assert len(found[0]["sample_ids"]) > 32
+    assert len(found[0]["sample_ids"]) > 16
 
 
 def test_shards_swapped_with_their_checksums_are_found(store: Path) -> None:

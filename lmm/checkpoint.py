@@ -43,6 +43,11 @@ class Run:
         return tokenizer
 
     @property
+    def imported(self) -> bool:
+        """Whether its weights came from elsewhere: no store, no settings, no log."""
+        return self.description["store"] is None
+
+    @property
     def finished(self) -> bool:
         return (self.path / "summary.json").exists()
 

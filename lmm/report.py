@@ -3,8 +3,6 @@
 import base64
 import hashlib
 import io
-import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +18,11 @@ from PIL import Image
 from lmm.checkpoint import Run
 from lmm.evaluate import evaluation_name
 from lmm.latents import load_latents
-from lmm.metrics import score
+from lmm.metrics import HD95, score, summarise
 from lmm.report_charts import curves, histogram
 from lmm.report_pictures import FULL_PX, captions, image_uri, outline, ranks, side_px
-from lmm.tables import read_evaluations
+from lmm.report_recipe import commands, facts
+from lmm.tables import read_evaluations, require_one_hd95
 from pipeline.errors import ArtefactError, InputError
 from pipeline.images import ImageU8, Mask
 from pipeline.samples import original_images
@@ -43,15 +42,15 @@ _ASSETS = Path(__file__).parent / "assets"
 class Samples:
     """A split of a store as the page shows it: what several runs on it have in common.
 
-    truths    masks as stored, by sample id
-    images_u8 images as ingested, by sample id; None where the archive is no longer there
-    otsu_dsc  mean DSC of Otsu's threshold, None without the images
+    truths     masks as stored, by sample id
+    images_u8  images as ingested, by sample id; None where the archive is no longer there
+    otsu       summary of what Otsu's threshold scores, None without the images
     """
 
     store: LatentStore
     truths: dict[str, Mask]
     images_u8: dict[str, ImageU8] | None
-    otsu_dsc: float | None
+    otsu: dict[str, Any] | None
 
 
 def build_report(runs: Sequence[Run], split: str) -> tuple[str, list[dict[str, Any]]]:
@@ -59,30 +58,47 @@ def build_report(runs: Sequence[Run], split: str) -> tuple[str, list[dict[str, A
 
     It needs neither model nor tokenizer: the predictions are those that `evaluate` left.
 
-    raises  ArtefactError for a run that has not been scored on `split`
+    raises  ArtefactError for a run that has not been scored on `split`; UsageError when some were
+            scored with another definition of HD95
     """
-    described: list[dict[str, Any]] = []
-    samples: dict[str, Samples] = {}
-    for run in runs:
-        if run.description["store"] is None:
-            raise ArtefactError(f"{run.path} was imported and has no log", "report a run of train")
-        evaluations = read_evaluations(run, split)
-        url = run.description["store"]["url"]
-        if url not in samples:
-            samples[url] = _samples(open_store(url), split)
-        described.append(_describe(run, split, samples[url], evaluations))
-    for number, one in enumerate(described):
-        one["number"] = number
-        one["samples_number"] = list(samples).index(one["url"])
+    evaluations = [read_evaluations(run, split) for run in runs]
+    hd95 = require_one_hd95([one for of_run in evaluations for one in of_run])
+    urls = list(dict.fromkeys(of_run[0]["store"] for of_run in evaluations))
+    samples = {url: _samples(open_store(url), split, hd95) for url in urls}
+    described = [
+        {
+            "number": number,
+            "samples_number": urls.index(of_run[0]["store"]),
+            **_describe(run, split, samples[of_run[0]["store"]], of_run),
+        }
+        for number, (run, of_run) in enumerate(zip(runs, evaluations, strict=True))
+    ]
+    bounds = {url: _bounds(one, described) for url, one in samples.items()}
+    for one in described:
+        one["bounds"] = bounds[one["url"]]
     images = {
         f"{number}-{place}": uri
         for number, one in enumerate(samples.values())
         for place, uri in enumerate(_uris(one, described))
     }
-    return _render(described, images), [_numbers(one) for one in described]
+    page = _render(described, list(bounds.values()), images)
+    return page, [_numbers(one) for one in described]
 
 
-def _render(described: list[dict[str, Any]], images: Mapping[str, str]) -> str:
+def _bounds(samples: Samples, described: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What any run on the samples lies between; the ceiling that one run has is that of all."""
+    shown = [one["scores"] for one in described if one["url"] == samples.store.url]
+    return {
+        "dataset": shown[0]["dataset"],
+        "tokenizer": samples.store.tokenizer["name"],
+        "ceiling": next((scores["ceiling"] for scores in shown if "ceiling" in scores), None),
+        "otsu": samples.otsu,
+    }
+
+
+def _render(
+    described: list[dict[str, Any]], bounds: list[dict[str, Any]], images: Mapping[str, str]
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_ASSETS),
         autoescape=True,
@@ -94,6 +110,7 @@ def _render(described: list[dict[str, Any]], images: Mapping[str, str]) -> str:
     return environment.get_template("report.html.j2").render(
         title=described[0]["name"] if len(described) == 1 else f"{len(described)} runs",
         runs=described,
+        all_bounds=bounds,
         images=images,
         side=FULL_PX,
         style=style,
@@ -109,7 +126,9 @@ def _csp_hash(text: str) -> str:
 
 
 def _numbers(one: Mapping[str, Any]) -> dict[str, Any]:
-    return {"run": one["path"], **one["scores"], "otsu_dsc": one["otsu_dsc"]}
+    found = {f"{name}_dsc": one["bounds"][name] for name in ("ceiling", "otsu")}
+    bounds = {key: summary and summary["dsc"] for key, summary in found.items()}
+    return {"run": one["path"], **one["scores"], **bounds}
 
 
 def _describe(
@@ -124,8 +143,8 @@ def _describe(
             f"gms-lmm evaluate --run {run.path} --latents {store.url} --split {split}",
         )
     per_image = pl.read_parquet(path)
-    scores = json.loads(path.with_suffix(".json").read_text())
-    others = [one for one in evaluations if one["manifest_digest"] != scores["manifest_digest"]]
+    scores = evaluations[0]
+    trained_on = None if run.imported else run.description["store"]["receipt"]["manifest_digest"]
     rows = per_image.drop("prediction_png").sort("dsc", "sample_id").to_dicts()
     return {
         "name": run.path.name,
@@ -133,18 +152,18 @@ def _describe(
         "url": store.url,
         "root": store.attributes["root"],
         "scores": scores,
-        "evaluations": [scores, *others],
-        "settings": run.description["settings"],
-        "otsu_dsc": samples.otsu_dsc,
-        "curves": curves(run),
+        "evaluations": evaluations,
+        "trained_on": trained_on,
+        "loss": "imported" if run.imported else run.description["settings"]["loss"],
+        "curves": [] if run.imported else curves(run),
         "histogram": histogram(per_image["dsc"].to_numpy()),
         "ranks": ranks(per_image),
         "images": None if samples.images_u8 is None else _images(per_image, samples.truths),
         "columns": [(key, label) for key, label in COLUMNS.items() if key in per_image.columns],
         "rows": rows,
         "by_id": {row["sample_id"]: row for row in rows},
-        "facts": _facts(run, store),
-        "commands": _commands(run, store, scores),
+        "facts": facts(run, store),
+        "commands": commands(run, store, scores),
     }
 
 
@@ -162,14 +181,13 @@ def _images(per_image: pl.DataFrame, truths: Mapping[str, Mask]) -> dict[str, di
     }
 
 
-def _samples(store: LatentStore, split: str) -> Samples:
+def _samples(store: LatentStore, split: str, hd95: HD95) -> Samples:
     latents = load_latents(store, split, views=1)
     assert latents.mask_bits is not None
     masks = latents.unpack(latents.mask_bits[0]).numpy()
     truths = dict(sorted(zip(latents.sample_ids, masks, strict=True)))
     images = _images_u8(store, list(truths))
-    otsu_dsc = None if images is None else _otsu_dsc(truths, images)
-    return Samples(store, truths, images, otsu_dsc)
+    return Samples(store, truths, images, None if images is None else _otsu(truths, images, hd95))
 
 
 def _images_u8(store: LatentStore, sample_ids: Sequence[str]) -> dict[str, ImageU8] | None:
@@ -179,12 +197,14 @@ def _images_u8(store: LatentStore, sample_ids: Sequence[str]) -> dict[str, Image
         return None
 
 
-def _otsu_dsc(truths: Mapping[str, Mask], images_u8: Mapping[str, ImageU8]) -> float:
-    """Mean DSC of calling every pixel darker than Otsu's threshold of its image foreground."""
+def _otsu(
+    truths: Mapping[str, Mask], images_u8: Mapping[str, ImageU8], hd95: HD95
+) -> dict[str, Any]:
+    """Scores of calling every pixel darker than Otsu's threshold of its image foreground."""
     grey = torch.from_numpy(np.stack([images_u8[name] for name in truths])).float().mean(-1)
     _, threshold = kornia.filters.otsu_threshold(grey.unsqueeze(1))
     dark = grey <= threshold.reshape(-1, 1, 1)
-    return float(score(dark, np.stack(list(truths.values())))["dsc"].mean())
+    return summarise(score(dark, np.stack(list(truths.values())), hd95=hd95))
 
 
 def _uris(samples: Samples, described: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -199,51 +219,3 @@ def _uris(samples: Samples, described: Sequence[Mapping[str, Any]]) -> list[str]
         image_uri(samples.images_u8[name], full if name in large else small)
         for name in samples.truths
     ]
-
-
-def _facts(run: Run, store: LatentStore) -> dict[str, str]:
-    """What was done, with what: names, counts, versions, digests."""
-    summary, receipt = run.summary(), run.description["store"]["receipt"]
-    tokenizer = run.description["tokenizer"]
-    counts = ", ".join(f"{count} {split}" for split, count in receipt["by_split"].items())
-    settings = {k.replace("_", " "): v for k, v in run.description["settings"].items()}
-    return {
-        "Data": f"{store.name}: {receipt['samples']} samples ({counts})",
-        "Tokenizer": f"{tokenizer['name']}, {tokenizer['kind']}, frozen",
-        "Views": f"{receipt['views']} a sample at {store.size} × {store.size} px",
-        "Model": f"latent mapping model, {summary['parameters']:,} parameters",
-        "Settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
-        "Training": f"{summary['steps']:,} steps in {summary['seconds']:,.0f} s; epoch "
-        f"{summary['best_epoch']} of {summary['epochs']} chosen by DSC on {summary['select_on']}",
-        "Software": ", ".join(f"{k} {v}" for k, v in run.description["software"].items()),
-        "Tokenizer digest": tokenizer["digest"],
-        "Manifest digest": receipt["manifest_digest"],
-        "Store digest": receipt["config_digest"],
-    }
-
-
-def _commands(run: Run, store: LatentStore, scores: Mapping[str, Any]) -> list[str]:
-    """The commands that do it again; MANIFEST is what `gms-lmm ingest` writes."""
-    made = store.attributes
-    encode: dict[str, Any] = {
-        "tokenizer": made["tokenizer"]["name"],
-        "views": made["views"],
-        "size": store.size,
-        "seed": made["seed"],
-        "precision": made["preprocessing"]["precision"],
-    }
-    train = {"latents": store.url, "out": run.path, **run.description["settings"]}
-    evaluate = {"run": run.path, "latents": store.url, "split": scores["split"]}
-    evaluate["hd95"] = scores["hd95_definition"]
-    native = " --native" if "native" in scores else ""
-    return [
-        f"gms-lmm encode MANIFEST {shlex.quote(store.url)}{_options(encode)}",
-        f"gms-lmm train{_options(train)}",
-        f"gms-lmm evaluate{_options(evaluate)}{native}",
-    ]
-
-
-def _options(settings: Mapping[str, Any]) -> str:
-    return "".join(
-        f" --{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in settings.items()
-    )

@@ -190,6 +190,19 @@ def test_evaluate_scores_native_size_and_either_hd95(small_store: str, scored_ru
     assert "MONAI" in shown
 
 
+def test_evaluate_with_the_ceiling_gives_its_keys_and_shows_it(
+    small_store: str, scored_run: str, tmp_path: Path
+) -> None:
+    words = ["evaluate", "--run", scored_run, "--latents", small_store, "--ceiling"]
+    found = run_json(*words)["ceiling"]
+    alone = run_json("ceiling", small_store)
+    assert {"n", "dsc", "iou", "hd95", "image_psnr_db"} <= found.keys()
+    assert found.items() <= alone.items()
+    assert run(*words).stdout.count(f"{found['image_psnr_db']:.2f}") == 1
+    reported = run("report", scored_run, "-o", str(tmp_path / "r.html"))
+    assert f"ceiling {100 * found['dsc']:.2f} %, Otsu " in reported.stdout
+
+
 def test_report_writes_a_page_or_prints_a_table(
     small_store: str, scored_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

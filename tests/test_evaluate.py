@@ -12,6 +12,7 @@ import small
 import torch
 from PIL import Image
 
+from lmm.ceiling import ceiling
 from lmm.checkpoint import Run, create_run, open_run, write_checkpoint
 from lmm.decoder import MaskDecoder
 from lmm.evaluate import evaluate, write_evaluation, write_masks
@@ -170,11 +171,33 @@ def test_a_grey_map_grows_bilinearly_by_hand() -> None:
 
 
 def test_a_grey_map_that_shrinks_is_averaged_by_hand() -> None:
-    # Six columns on two, each the middle of three: a triangle that ends three columns from it, so
-    # columns 0 to 3 weigh 2, 3, 2 and 1 of 8 on the left. Without antialias the middle alone counts.
+    # Six columns on two, each in the middle of three: a triangle that ends three columns away, so
+    # columns 0 to 3 weigh 2, 3, 2 and 1 of 8 on the left. Without antialias the middle is all.
     first, third = np.eye(6, dtype=np.float32)[[0, 2]]
     np.testing.assert_allclose(at_size(np.stack([first] * 2), 2, 2), [[2 / 8, 0]] * 2, atol=1e-6)
     np.testing.assert_allclose(at_size(np.stack([third] * 2), 1, 2), [[2 / 8, 1 / 8]], atol=1e-6)
+
+
+def test_the_ceiling_beside_the_scores_is_that_of_the_store(run: Run, small_store: str) -> None:
+    store = open_store(small_store)
+    calls: list[tuple[int, int]] = []
+    evaluation = evaluate(
+        run,
+        store,
+        "test",
+        CPU,
+        hd95="pooled",
+        with_ceiling=True,
+        progress=lambda *call: calls.append(call),
+    )
+    count = evaluation.summary["n"]
+    found = evaluation.summary["ceiling"]
+    alone = ceiling(store, "test", CPU, hd95="pooled").summary
+    assert found == alone
+    assert {"n", "dsc", "iou", "hd95", "image_psnr_db"} <= found.keys()
+    assert found["hd95"] != ceiling(store, "test", CPU).summary["hd95"]
+    assert calls == sorted(calls)
+    assert calls[-1] == (3 * count, 3 * count)
 
 
 def test_native_without_the_archive_says_where_it_was(

@@ -29,6 +29,7 @@ def write_scores(run: Run, dsc: float, name: str = "busi-test", **more: Any) -> 
     folder = run.path / "evaluate"
     folder.mkdir(exist_ok=True)
     summary = {"dataset": "busi", "tokenizer": "taesd", "size": 224, "manifest_digest": "own"}
+    summary |= {"store": "busi.zarr"}
     summary |= {"hd95_definition": "monai", "dsc": dsc, "iou": dsc / 2, "hd95": 40 * (1 - dsc)}
     (folder / f"{name}.json").write_text(json.dumps({**summary, **more}))
     return run
@@ -141,6 +142,6 @@ def test_scores_of_an_earlier_version_are_asked_for_again(tmp_path: Path) -> Non
         build_rows([run], "test")
     (run.path / "evaluate").mkdir()
     (run.path / "evaluate" / "busi-test.json").write_text('{"dsc": 0.5}')
-    with pytest.raises(ArtefactError, match="does not say which data set") as error:
+    with pytest.raises(ArtefactError, match="does not say which store") as error:
         build_rows([run], "test")
     assert "gms-lmm evaluate --run" in error.value.fix

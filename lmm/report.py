@@ -22,7 +22,7 @@ from lmm.metrics import HD95, score, summarise
 from lmm.report_charts import curves, histogram
 from lmm.report_pictures import FULL_PX, captions, image_uri, outline, ranks, side_px
 from lmm.report_recipe import commands, facts
-from lmm.tables import read_evaluations, require_one_hd95
+from lmm.tables import read_evaluations, require_one_hd95, short_name
 from pipeline.errors import ArtefactError, InputError
 from pipeline.images import ImageU8, Mask
 from pipeline.samples import original_images
@@ -107,6 +107,7 @@ def _render(
         lstrip_blocks=True,
     )
     style, script = ((_ASSETS / f"report.{kind}").read_text() for kind in ("css", "js"))
+    environment.filters["short_name"] = short_name
     return environment.get_template("report.html.j2").render(
         title=described[0]["name"] if len(described) == 1 else f"{len(described)} runs",
         runs=described,

@@ -42,11 +42,10 @@ def _imported(run: Run) -> dict[str, str]:
 
 
 def _trained(run: Run) -> dict[str, str]:
-    summary = run.summary()
-    settings = {k.replace("_", " "): v for k, v in run.description["settings"].items()}
+    summary, settings = run.summary(), _given(run.description["settings"])
     return {
         "Model": f"latent mapping model, {summary['parameters']:,} parameters",
-        "Settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
+        "Settings": ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in settings.items()),
         "Training": f"{summary['steps']:,} steps in {summary['seconds']:,.0f} s; epoch "
         f"{summary['best_epoch']} of {summary['epochs']} chosen by DSC on {summary['select_on']}",
     }
@@ -62,13 +61,13 @@ def commands(run: Run, store: LatentStore, scores: Mapping[str, Any]) -> list[st
         "seed": made["seed"],
         "precision": made["preprocessing"]["precision"],
     }
-    evaluate = {"run": run.path, "latents": store.url, "split": scores["split"]}
+    evaluate: dict[str, Any] = {"run": run.path, "latents": store.url, "split": scores["split"]}
     evaluate["hd95"] = scores["hd95_definition"]
-    flags = "".join(f" --{name}" for name in ("native", "ceiling") if name in scores)
+    evaluate |= {name: name in scores for name in ("native", "ceiling")}
     return [
         f"gms-lmm encode MANIFEST {shlex.quote(store.url)}{_options(encode)}",
         _making(run),
-        f"gms-lmm evaluate{_options(evaluate)}{flags}",
+        f"gms-lmm evaluate{_options(evaluate)}",
     ]
 
 
@@ -82,6 +81,14 @@ def _making(run: Run) -> str:
 
 
 def _options(settings: Mapping[str, Any]) -> str:
-    return "".join(
-        f" --{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in settings.items()
-    )
+    """Settings as options of a command: a switch that is on has no value."""
+    words = ""
+    for key, value in _given(settings).items():
+        of = "" if value is True else f" {shlex.quote(str(value))}"
+        words += f" --{key.replace('_', '-')}{of}"
+    return words
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those left open and switches that are off."""
+    return {k: v for k, v in settings.items() if v is not None and v is not False}

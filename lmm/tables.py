@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,12 @@ def read_evaluations(run: Run, split: str) -> list[dict[str, Any]]:
     return sorted(last.values(), key=lambda one: (one["manifest_digest"] != digest, one["dataset"]))
 
 
+def short_name(tokenizer: str) -> str:
+    """A tokenizer's name as tables have it: of a path, its last part."""
+    is_path = tokenizer.startswith((".", "/", "~"))
+    return Path(tokenizer).name if is_path else tokenizer
+
+
 def build_rows(runs: Sequence[Run], split: str) -> list[Row]:
     """Rows of the table: one for every data set and setting, in order of first appearance.
 
@@ -112,7 +119,7 @@ def _row(key: tuple[str, ...], settings: dict[str, str], group: list[dict[str, A
     values = {name: [_FACTOR[name] * one[name] for one in group] for name in METRICS}
     return Row(
         dataset=key[0],
-        tokenizer=key[1],
+        tokenizer=short_name(key[1]),
         settings=settings,
         seeds=len(group),
         scores={name: float(np.mean(of_seeds)) for name, of_seeds in values.items()},

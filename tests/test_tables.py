@@ -71,6 +71,16 @@ def test_the_best_of_a_data_set_is_bold_and_hd95_is_best_when_low(tmp_path: Path
     assert "*" not in format_table(build_rows([low, high], "test"), "csv")
 
 
+def test_a_tokenizer_that_is_a_path_is_named_by_its_last_part(tmp_path: Path) -> None:
+    names = ("/data/weights/taesd/", "./taesd", "madebyollin/taesd", "tiny-vae")
+    runs = [
+        write_scores(write_run(tmp_path / str(i)), 0.5, tokenizer=name, manifest_digest=str(i))
+        for i, name in enumerate(names)
+    ]
+    shown = [row.tokenizer for row in build_rows(runs, "test")]
+    assert shown == ["taesd", "taesd", "madebyollin/taesd", "tiny-vae"]
+
+
 def test_scores_that_print_alike_are_both_best(tmp_path: Path) -> None:
     runs = [
         write_scores(write_run(tmp_path / loss, loss=loss), dsc)

@@ -1,4 +1,4 @@
-"""gms-lmm bench: how fast this machine encodes and trains, as ratios within one run."""
+"""gms-lmm bench: how fast this machine encodes, trains and predicts, as ratios within one run."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,12 @@ from typing import Any
 import click
 
 from cli.options import (
+    BatchSize,
     device_option,
     emit,
     json_option,
     latents_option,
+    run_option,
     size_option,
     step_precision_option,
     step_size_option,
@@ -107,3 +109,40 @@ def bench_train_command(
     )
     result = bench_train(open_store(latents), settings, chosen, steps=steps)
     emit(result, as_json, lambda: table("bench train, steps per second", result))
+
+
+@command.command("predict")
+@run_option
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.option(
+    "--batch-size",
+    type=BatchSize(),
+    default="auto",
+    show_default=True,
+    help="Images at a time through tokenizer, model and decoder.",
+)
+@step_precision_option
+@device_option
+@json_option
+def bench_predict_command(
+    run_path: Path,
+    images: tuple[str, ...],
+    batch_size: int | None,
+    precision: str,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Compare the whole of predict with bare tokenizer, model and decoder on ready pixels.
+
+    \b
+    Example:
+      gms-lmm bench predict --run runs/busi-lm scans/
+    """
+    from lmm.bench import bench_predict
+    from lmm.predict import load
+    from pipeline.image_files import find_images
+
+    found = find_images(images)
+    model = load(run_path, device=device, precision=precision)
+    result = bench_predict(model, found, batch_size=batch_size)
+    emit(result, as_json, lambda: table("bench predict, images per second", result))

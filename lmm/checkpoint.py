@@ -52,6 +52,11 @@ class Run:
         return (self.path / "summary.json").exists()
 
     def summary(self) -> dict[str, Any]:
+        """What `train --json` printed; raises ArtefactError when the run is not finished."""
+        if not self.finished:
+            url = self.description["store"]["url"]
+            fix = f"gms-lmm train --latents {url} --out {self.path} … --resume"
+            raise ArtefactError(f"{self.path} is not finished", fix)
         content: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
         return content
 

@@ -20,7 +20,7 @@ from lmm.evaluate import evaluation_name
 from lmm.latents import load_latents
 from lmm.metrics import HD95, score, summarise
 from lmm.report_charts import curves, histogram
-from lmm.report_pictures import FULL_PX, captions, image_uri, outline, ranks, side_px
+from lmm.report_pictures import FULL_PX, caption, image_uri, outline, ranks, side_px
 from lmm.report_recipe import commands, facts
 from lmm.tables import read_evaluations, require_one_hd95, short_name
 from pipeline.errors import ArtefactError, InputError
@@ -61,7 +61,7 @@ def build_report(runs: Sequence[Run], split: str) -> tuple[str, list[dict[str, A
     raises  ArtefactError for a run that has not been scored on `split`; UsageError when some were
             scored with another definition of HD95
     """
-    evaluations = [read_evaluations(run, split) for run in runs]
+    evaluations = [_shown_first(run, split) for run in runs]
     hd95 = require_one_hd95([one for of_run in evaluations for one in of_run])
     urls = list(dict.fromkeys(of_run[0]["store"] for of_run in evaluations))
     samples = {url: _samples(open_store(url), split, hd95) for url in urls}
@@ -69,7 +69,7 @@ def build_report(runs: Sequence[Run], split: str) -> tuple[str, list[dict[str, A
         {
             "number": number,
             "samples_number": urls.index(of_run[0]["store"]),
-            **_describe(run, split, samples[of_run[0]["store"]], of_run),
+            **_describe(run, samples[of_run[0]["store"]], of_run),
         }
         for number, (run, of_run) in enumerate(zip(runs, evaluations, strict=True))
     ]
@@ -83,6 +83,19 @@ def build_report(runs: Sequence[Run], split: str) -> tuple[str, list[dict[str, A
     }
     page = _render(described, list(bounds.values()), images)
     return page, [_numbers(one) for one in described]
+
+
+def _shown_first(run: Run, split: str) -> list[dict[str, Any]]:
+    """A run's evaluations, first the one whose store still holds what was scored."""
+    evaluations = read_evaluations(run, split)
+    for one in evaluations:
+        if open_store(one["store"]).attributes["manifest_digest"] == one["manifest_digest"]:
+            return [one, *(other for other in evaluations if other is not one)]
+    url = evaluations[0]["store"]
+    raise ArtefactError(
+        f"{url} has changed since {run.path} was scored on its {split} images",
+        f"gms-lmm evaluate --run {run.path} --latents {url} --split {split}",
+    )
 
 
 def _bounds(samples: Samples, described: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -106,8 +119,8 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, script = ((_ASSETS / f"report.{kind}").read_text() for kind in ("css", "js"))
     environment.filters["short_name"] = short_name
+    style, script = ((_ASSETS / f"report.{kind}").read_text() for kind in ("css", "js"))
     return environment.get_template("report.html.j2").render(
         title=described[0]["name"] if len(described) == 1 else f"{len(described)} runs",
         runs=described,
@@ -132,19 +145,11 @@ def _numbers(one: Mapping[str, Any]) -> dict[str, Any]:
     return {"run": one["path"], **one["scores"], **bounds}
 
 
-def _describe(
-    run: Run, split: str, samples: Samples, evaluations: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _describe(run: Run, samples: Samples, evaluations: list[dict[str, Any]]) -> dict[str, Any]:
     """Everything the template shows of one run."""
-    store = samples.store
-    path = run.path / "evaluate" / f"{evaluation_name(run, store, split)}.parquet"
-    if not path.exists():
-        raise ArtefactError(
-            f"{run.path} has not been scored on {split} of {store.url}",
-            f"gms-lmm evaluate --run {run.path} --latents {store.url} --split {split}",
-        )
-    per_image = pl.read_parquet(path)
-    scores = evaluations[0]
+    store, scores = samples.store, evaluations[0]
+    name = evaluation_name(run, store, scores["split"])
+    per_image = pl.read_parquet(run.path / "evaluate" / f"{name}.parquet")
     trained_on = None if run.imported else run.description["store"]["receipt"]["manifest_digest"]
     rows = per_image.drop("prediction_png").sort("dsc", "sample_id").to_dicts()
     return {
@@ -173,7 +178,7 @@ def _images(per_image: pl.DataFrame, truths: Mapping[str, Mask]) -> dict[str, di
     return {
         row["sample_id"]: {
             "number": number,
-            "caption": captions(row),
+            "caption": caption(row),
             "truth": outline(truths[row["sample_id"]]),
             "prediction": outline(np.array(Image.open(io.BytesIO(row["prediction_png"])))),
             "px": len(truths[row["sample_id"]]),

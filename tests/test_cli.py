@@ -15,7 +15,7 @@ from cli.main import COMMANDS, main
 from cli.options import progress_bar
 
 HELP_COMMANDS = [[name] for name in COMMANDS if name != "bench"]
-HELP_COMMANDS += [["bench", "encode"], ["bench", "train"]]
+HELP_COMMANDS += [["bench", "encode"], ["bench", "train"], ["bench", "predict"]]
 
 
 def run(*words: str) -> Result:
@@ -201,6 +201,24 @@ def test_evaluate_with_the_ceiling_gives_its_keys_and_shows_it(
     assert run(*words).stdout.count(f"{found['image_psnr_db']:.2f}") == 1
     reported = run("report", scored_run, "-o", str(tmp_path / "r.html"))
     assert f"ceiling {100 * found['dsc']:.2f} %, Otsu " in reported.stdout
+
+
+def test_bench_predict_gives_a_ratio_and_refuses_what_predict_would_skip(
+    scored_run: str, tmp_path: Path
+) -> None:
+    import small
+
+    for number in range(3):
+        small.write_image(tmp_path / f"{number}.png", number, height_px=70)
+    words = ["bench", "predict", "--run", scored_run, str(tmp_path), "--batch-size", "2"]
+    found = run_json(*words)
+    rate, bare = found["images_per_s"], found["compute_images_per_s"]
+    assert found["efficiency"] == pytest.approx(rate / bare)
+    assert (found["images"], found["batch_size"]) == (3, 2)
+    (tmp_path / "broken.png").write_text("no image")
+    refused = run(*words)
+    assert refused.exit_code == 3
+    assert "broken.png" in refused.stderr
 
 
 def test_report_writes_a_page_or_prints_a_table(

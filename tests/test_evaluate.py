@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,24 @@ def test_twice_gives_the_same_bytes(run: Run, small_store: str, tmp_path: Path) 
         contents.append((path.read_bytes(), path.with_suffix(".json").read_bytes()))
     assert contents[0] == contents[1]
     assert json.loads(contents[0][1])["split"] == "test"
+
+
+def test_real_images_scored_twice_give_the_same_bytes(assets: Path, tmp_path: Path) -> None:
+    published = assets / "splits" / "gms" / "busi_train_test_names.pkl"
+    manifest = build_manifest(assets / "data" / "busi", "busi", split_file=published).manifest
+    counts = {"train": 8, "val": 2, "test": 24}
+    parts = [manifest.frame.filter(pl.col("split") == name).head(n) for name, n in counts.items()]
+    url = str(tmp_path / "few.zarr")
+    encode(replace(manifest, frame=pl.concat(parts)), url, load_tokenizer("tiny-vae"))
+    settings = TrainSettings(loss="lm", epochs=1, width=16)
+    train(open_store(url), tmp_path / "run", settings, device=CPU)
+    contents = []
+    for name in ("a", "b"):
+        evaluation = evaluate(open_run(tmp_path / "run"), open_store(url), "test", CPU, native=True)
+        path = write_evaluation(evaluation, tmp_path / name)
+        contents.append((path.read_bytes(), path.with_suffix(".json").read_bytes()))
+    assert contents[0] == contents[1]
+    assert len(pl.read_parquet(path)) == 24
 
 
 def test_masks_are_written_under_their_sample_ids(

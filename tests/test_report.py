@@ -362,6 +362,37 @@ def test_otsu_calls_the_darker_side_of_its_own_threshold_foreground(
     assert float(otsu[5]) == pytest.approx(100 * expected["iou"].mean(), abs=1.5)
 
 
+def test_a_store_that_has_changed_since_asks_for_scores_of_it_as_it_is(
+    scored: tuple[Run, LatentStore], kl_folder: Path, tmp_path: Path
+) -> None:
+    run, _ = scored
+    copy = open_run(Path(shutil.copytree(run.path, tmp_path / "run")))
+    root = small.write_busi(tmp_path / "raw", ("benign (31)", "malignant (32)"))
+    url, tokenizer = str(tmp_path / "small.zarr"), load_tokenizer(str(kl_folder))
+    encode(small.ingest(root), url, tokenizer, size=small.SIZE_PX)
+    for old in (copy.path / "evaluate").iterdir():
+        old.unlink()
+    write_evaluation(evaluate(copy, open_store(url), "test", CPU), copy.path / "evaluate")
+    assert build_report([copy], "test")[0].count("not trained on") == 1
+    small.write_busi(root, ("benign (33)",))
+    encode(small.ingest(root), url, tokenizer, size=small.SIZE_PX)
+    with pytest.raises(ArtefactError, match=r"small\.zarr has changed since .*run was scored"):
+        build_report([copy], "test")
+    again = evaluate(copy, open_store(url), "test", CPU)
+    write_evaluation(again, copy.path / "evaluate")
+    assert build_report([copy], "test")[1][0]["dsc"] == again.summary["dsc"]
+
+
+def test_a_run_that_is_not_finished_says_how_to_go_on(
+    scored: tuple[Run, LatentStore], tmp_path: Path
+) -> None:
+    copy = open_run(Path(shutil.copytree(scored[0].path, tmp_path / "run")))
+    (copy.path / "summary.json").unlink()
+    with pytest.raises(ArtefactError, match="run is not finished") as error:
+        build_report([copy], "test")
+    assert "--resume" in error.value.fix
+
+
 def test_two_definitions_of_hd95_share_no_page(
     scored: tuple[Run, LatentStore], tmp_path: Path
 ) -> None:

@@ -81,6 +81,7 @@ class Step:
     keys: np.ndarray
     receipt: dict[str, Any] | None
     run: dict[str, Any]
+    scores: dict[str, Any]
 
     @property
     def rules(self) -> set[str]:
@@ -105,6 +106,7 @@ def finish(folder: Path, process: subprocess.Popen[str]) -> Step:
         np.array(store.array("key")[:]),
         store.receipt(),
         json.loads((folder / RUN / "run.json").read_text()),
+        json.loads((folder / RUN / "evaluate/latents-test.json").read_text()),
     )
 
 
@@ -145,6 +147,12 @@ def test_first_run_ingests_encodes_trains_and_evaluates(steps: dict[str, Step]) 
     assert first.code == 0, first.output
     assert first.cells == (VIEWS * len(SAMPLES), 0)
     assert first.rules == RULES - {"phantoms"}
+
+
+def test_a_run_is_scored_beside_the_ceiling_of_its_store(steps: dict[str, Step]) -> None:
+    scores = steps["first"].scores
+    assert scores["ceiling"]["n"] == scores["n"] == 3
+    assert scores["ceiling"]["image_psnr_db"] > 0
 
 
 def test_data_sets_given_replace_the_default_ones(steps: dict[str, Step]) -> None:

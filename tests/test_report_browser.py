@@ -149,6 +149,10 @@ def test_every_score_is_in_sight_without_scrolling_sideways(
     browser: Chromium, width_px: int
 ) -> None:
     browser.look(width_px, 900)
+    bottom = "(one) => one.getBoundingClientRect().bottom"
+    bottoms = browser.run(f"[...document.querySelectorAll('.scores div')].map({bottom})")
+    assert len(bottoms) == 3
+    assert max(bottoms) - min(bottoms) < 2  # score, ceiling and Otsu stand in one line
     scrollers = "[...document.querySelectorAll('.scroll')]"
     assert browser.run(f"{scrollers}.length") == 2
     assert browser.run(f"{scrollers}.every((one) => one.scrollWidth <= one.clientWidth)")

@@ -6,9 +6,9 @@ from typing import Any
 import click
 
 from cli.options import (
-    BatchSize,
     device_option,
     emit,
+    images_at_a_time_option,
     json_option,
     latents_option,
     run_option,
@@ -114,13 +114,7 @@ def bench_train_command(
 @command.command("predict")
 @run_option
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
-@click.option(
-    "--batch-size",
-    type=BatchSize(),
-    default="auto",
-    show_default=True,
-    help="Images at a time through tokenizer, model and decoder.",
-)
+@images_at_a_time_option
 @step_precision_option
 @device_option
 @json_option

@@ -1,4 +1,4 @@
-"""gms-lmm bench: how fast this machine encodes and trains, as ratios within one run."""
+"""gms-lmm bench: how fast this machine encodes, reads, trains, predicts, as ratios in one run."""
 
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,13 @@ from cli.distill import teach
 from cli.options import (
     device_option,
     emit,
+    images_at_a_time_option,
     json_option,
     latents_option,
     loss_option,
     memory_option,
     residency_option,
+    run_option,
     seg_decoder_option,
     size_option,
     step_precision_option,
@@ -106,3 +108,51 @@ def bench_train_command(
         teach(store, chosen, wanted.precision)
     result = bench_train(store, wanted, chosen, steps=steps)
     emit(result, as_json, lambda: table("bench train, steps per second", result))
+
+
+@command.command("predict")
+@run_option
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@images_at_a_time_option
+@step_precision_option
+@device_option
+@json_option
+def bench_predict_command(
+    run_path: Path,
+    images: tuple[str, ...],
+    batch_size: int | None,
+    precision: str,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Compare the whole of predict with bare tokenizer, model and decoder on ready pixels.
+
+    \b
+    Example:
+      gms-lmm bench predict --run runs/busi-lm scans/
+    """
+    from lmm.bench import bench_predict
+    from lmm.predict import load
+    from pipeline.image_files import find_images
+
+    found = find_images(images)
+    model = load(run_path, device=device, precision=precision)
+    result = bench_predict(model, found, batch_size=batch_size)
+    emit(result, as_json, lambda: table("bench predict, images per second", result))
+
+
+@command.command("read")
+@latents_option
+@json_option
+def bench_read_command(latents: str, as_json: bool) -> None:
+    """Compare reading the train split into memory with numpy's own files of the same cells.
+
+    \b
+    Example:
+      gms-lmm bench read --latents busi.zarr
+    """
+    from lmm.bench_read import bench_read
+    from pipeline.store import open_store
+
+    result = bench_read(open_store(latents))
+    emit(result, as_json, lambda: table("bench read, cells per second", result))

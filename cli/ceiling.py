@@ -37,14 +37,20 @@ def command(store: str, split: str, device: str, as_json: bool) -> None:
     opened, chosen = open_store(store), choose_device(device)
     with progress_bar("ceiling", "decodes") as progress:
         found = ceiling(opened, split, chosen, progress)
-    if found.no_psnr:
-        say(f"no image PSNR: {found.no_psnr}")
     summary = {**found.summary, "store": store}
-    emit(summary, as_json, lambda: _show(summary))
+    say_why_no_psnr(summary)
+    title = f"{split}: {summary['n']} images"
+    emit(summary, as_json, lambda: show_ceiling(title, summary))
 
 
-def _show(summary: dict[str, Any]) -> None:
-    grid = Table(title=f"{summary['split']}: {summary['n']} images", title_justify="left")
+def say_why_no_psnr(summary: dict[str, Any]) -> None:
+    if summary["no_psnr"]:
+        say(f"no image PSNR: {summary['no_psnr']}")
+
+
+def show_ceiling(title: str, summary: dict[str, Any]) -> None:
+    """What `lmm.ceiling` found, as a table on stdout."""
+    grid = Table(title=title, title_justify="left")
     for heading in ("", "mean", "sd", "worst"):
         grid.add_column(heading, justify="left" if not heading else "right")
     for key, label, factor in SCORES:

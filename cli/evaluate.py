@@ -7,7 +7,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from cli.options import SCORES, device_option, emit, json_option, latents_option, run_option
+from cli.ceiling import say_why_no_psnr, show_ceiling
+from cli.options import (
+    SCORES,
+    device_option,
+    emit,
+    json_option,
+    latents_option,
+    progress_bar,
+    run_option,
+)
 
 if TYPE_CHECKING:
     from lmm.metrics import HD95
@@ -30,6 +39,13 @@ DEFINITIONS = {
     help="Score against the original masks at their own size as well.",
 )
 @click.option(
+    "--ceiling",
+    "with_ceiling",
+    is_flag=True,
+    help="Score what the tokenizer alone gives back as well, for the report; two more decodes an"
+    " image.",
+)
+@click.option(
     "--hd95",
     type=click.Choice(["monai", "pooled"]),
     default="monai",
@@ -46,6 +62,7 @@ def command(
     latents: str,
     split: str,
     native: bool,
+    with_ceiling: bool,
     hd95: "HD95",
     masks: Path | None,
     device: str,
@@ -63,11 +80,24 @@ def command(
     from pipeline.store import open_store
 
     run, store = open_run(run_path), open_store(latents)
-    evaluation = evaluate(run, store, split, choose_device(device), hd95=hd95, native=native)
+    chosen = choose_device(device)
+    with progress_bar("evaluate", "decodes") as progress:
+        evaluation = evaluate(
+            run,
+            store,
+            split,
+            chosen,
+            hd95=hd95,
+            native=native,
+            with_ceiling=with_ceiling,
+            progress=progress,
+        )
     path = write_evaluation(evaluation, run.path / "evaluate")
     if masks:
         write_masks(evaluation, masks)
-    summary = {**evaluation.summary, "run": str(run.path), "store": latents, "per_image": str(path)}
+    summary = {**evaluation.summary, "run": str(run.path), "per_image": str(path)}
+    if with_ceiling:
+        say_why_no_psnr(summary["ceiling"])
     emit(summary, as_json, lambda: _show(summary))
 
 
@@ -76,6 +106,8 @@ def _show(summary: dict[str, Any]) -> None:
     _scores(f"{title} at {summary['size']} px", summary)
     if "native" in summary:
         _scores(f"{title}, original masks", summary["native"])
+    if "ceiling" in summary:
+        show_ceiling("the tokenizer's ceiling", summary["ceiling"])
     click.echo(f"HD95 by the definition of {DEFINITIONS[summary['hd95_definition']]}")
     click.echo(f"per image: {summary['per_image']}")
 

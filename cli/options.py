@@ -68,6 +68,14 @@ step_size_option = click.option(
     "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Samples a step."
 )
 
+images_at_a_time_option = click.option(
+    "--batch-size",
+    type=BatchSize(),
+    default="auto",
+    show_default=True,
+    help="Images at a time through tokenizer, model and decoder.",
+)
+
 step_precision_option = click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16"]),

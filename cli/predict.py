@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import (
-    BatchSize,
     device_option,
     emit,
+    images_at_a_time_option,
     json_option,
     progress_bar,
     run_option,
@@ -45,13 +45,7 @@ if TYPE_CHECKING:
     help="Side that images are resized to, px; only for a run of import-checkpoint."
     "  [default: the run's own]",
 )
-@click.option(
-    "--batch-size",
-    type=BatchSize(),
-    default="auto",
-    show_default=True,
-    help="Images at a time through tokenizer, model and decoder.",
-)
+@images_at_a_time_option
 @step_precision_option
 @device_option
 @json_option

@@ -80,6 +80,8 @@ def _write(output: Path, text: str) -> None:
 
 def _show(output: Path, numbers: list[dict[str, Any]]) -> None:
     for one in numbers:
-        otsu = "" if one["otsu_dsc"] is None else f" (Otsu: {100 * one['otsu_dsc']:.2f} %)"
-        click.echo(f"{one['run']}: {one['split']} DSC {100 * one['dsc']:.2f} %{otsu}")
+        bounds = {"ceiling": one["ceiling_dsc"], "Otsu": one["otsu_dsc"]}
+        known = [f"{name} {100 * dsc:.2f} %" for name, dsc in bounds.items() if dsc is not None]
+        beside = f" ({', '.join(known)})" if known else ""
+        click.echo(f"{one['run']}: {one['split']} DSC {100 * one['dsc']:.2f} %{beside}")
     click.echo(f"page: {output.resolve()}")

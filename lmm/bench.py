@@ -2,18 +2,21 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, count, islice, repeat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lmm.batches import open_batches
-from lmm.decoder import MaskDecoder
+from lmm.decoder import MaskDecoder, images_at_a_time
 from lmm.latents import Batch, model_latent
 from lmm.losses import LEVELS, dice_loss, lm_loss
+from lmm.predict import Predictor
+from lmm.predict_files import predict_files
 from lmm.settings import TrainSettings
 from lmm.step import Learner
 from lmm.train import new_learner
@@ -104,11 +107,8 @@ def bench_train(
     }
     for one in (learner, lm_learner):
         one.step(ready)  # kernels are chosen at the first call
-    seconds = dict.fromkeys(ways, 0.0)
-    for _ in range(_ROUNDS):
-        for name, (_, way) in ways.items():
-            seconds[name] += _seconds(way)
-    rate = {name: _ROUNDS * done / seconds[name] for name, (done, _) in ways.items()}
+    seconds = in_turns({name: way for name, (_, way) in ways.items()})
+    rate = {name: done / seconds[name] for name, (done, _) in ways.items()}
     return {
         "steps_per_s": rate["loop"],
         "compute_steps_per_s": rate["compute"],
@@ -150,7 +150,55 @@ def _online_step(
     total.item()
 
 
-def _seconds(work: Callable[[], None]) -> float:
+def bench_predict(
+    model: Predictor, images: Sequence[Path], *, batch_size: int | None = None
+) -> dict[str, Any]:
+    """Whole predict (image files to mask files) against bare E, LMM and D on ready pixels.
+
+    Both take the same number of images, at the same batch size and precision, in turns.
+
+    returns  images_per_s, compute_images_per_s, and efficiency, their ratio; 1 would mean that
+             reading, resizing and writing cost nothing
+    """
+    batch = batch_size or images_at_a_time(model.device)
+    shape = (batch, model.size, model.size, 3)
+    pixels_u8 = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+    def compute() -> None:
+        for start in range(0, len(images), batch):
+            model.grey_maps(pixels_u8[: len(images) - start])
+
+    model.grey_maps(pixels_u8)  # kernels are chosen at the first call
+    whole_s = compute_s = 0.0
+    for _ in range(_ROUNDS):
+        compute_s += _seconds(compute)
+        with tempfile.TemporaryDirectory() as folder:
+            done = predict_files(model, images, Path(folder), batch_size=batch)
+        if done.skipped:
+            raise done.skipped[0]
+        whole_s += done.seconds
+    rate, compute_rate = _ROUNDS * len(images) / whole_s, _ROUNDS * len(images) / compute_s
+    return {
+        "images_per_s": rate,
+        "compute_images_per_s": compute_rate,
+        "efficiency": rate / compute_rate,
+        "images": len(images),
+        "batch_size": batch,
+        "precision": model.precision,
+        "device": str(model.device),
+    }
+
+
+def in_turns(ways: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+    """Seconds that each way takes, the mean of some rounds in which each has its turn."""
+    seconds = dict.fromkeys(ways, 0.0)
+    for _ in range(_ROUNDS):
+        for name, way in ways.items():
+            seconds[name] += _seconds(way)
+    return {name: total / _ROUNDS for name, total in seconds.items()}
+
+
+def _seconds(work: Callable[[], Any]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

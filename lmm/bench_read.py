@@ -1,6 +1,5 @@
 """How fast a split is read into memory, against numpy's own files of the same cells."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from lmm.bench import in_turns
 from lmm.latents import SplitReader, load_latents
 from pipeline.store import LatentStore
 
-_ROUNDS = 5
 _SPLIT = "train"
 
 
@@ -56,14 +55,8 @@ def bench_read(store: LatentStore) -> dict[str, Any]:
             "files": read_files,
         }
         for way in ways.values():
-            way()
-        seconds = dict.fromkeys(ways, 0.0)
-        for _ in range(_ROUNDS):
-            for name, way in ways.items():
-                started = time.perf_counter()
-                way()
-                seconds[name] += time.perf_counter() - started
-    rate = {name: _ROUNDS * cells / taken for name, taken in seconds.items()}
+            way()  # into the page cache
+        rate = {name: cells / seconds for name, seconds in in_turns(ways).items()}
     return {
         "samples_per_s": rate["store"],
         "npy_samples_per_s": rate["npy"],

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lmm.decoder import MaskDecoder, images_at_a_time
 from lmm.latents import Latents, load_latents
-from lmm.metrics import METRICS, Scores, score, summarise
+from lmm.metrics import HD95, METRICS, Scores, score, summarise
 from pipeline.errors import InputError
 from pipeline.fidelity import psnr_db
 from pipeline.images import ImageU8
@@ -30,13 +30,11 @@ class Ceiling:
 
     per_image  sample_id, dsc and iou (fractions), hd95 (px), missed, false_alarm, image_psnr_db
                (null where the images could not be read); in order of sample_id
-    summary    keys as `gms-lmm ceiling --json` prints them
-    no_psnr    why image_psnr_db is null, or None where it is not
+    summary    keys as `gms-lmm ceiling --json` prints them; no_psnr is why image_psnr_db is null
     """
 
     per_image: pl.DataFrame
     summary: dict[str, Any]
-    no_psnr: str | None
 
 
 def ceiling(
@@ -44,6 +42,8 @@ def ceiling(
     split: str,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    hd95: HD95 = "monai",
 ) -> Ceiling:
     """Decode the stored latents of every clean image and mask of a split, and score what comes.
 
@@ -54,6 +54,7 @@ def ceiling(
 
     split     train, val, test, or all
     progress  called with (decodes done, decodes in all), two a sample: its mask's and its image's
+    hd95      definition of HD95; see `lmm.metrics.score`
     raises    ArtefactError when the store is not finished, or its tokenizer's weights have changed;
               UsageError when the split has no sample
     """
@@ -69,8 +70,8 @@ def ceiling(
         if progress:
             progress(done, 2 * len(ids))
 
-    scores = _mask_scores(parts, MaskDecoder(tokenizer), tick)
-    psnr, no_psnr = None, None
+    scores = _mask_scores(parts, MaskDecoder(tokenizer), tick, hd95)
+    psnr = None
     try:
         psnr = _image_psnr(parts, original_images(store, ids), tokenizer, tick)
         no_psnr = None if np.isfinite(psnr).any() else "every image comes back to the bit"
@@ -78,17 +79,18 @@ def ceiling(
         no_psnr = error.message
     # A store that has grown holds its samples in order of arrival.
     per_image = pl.DataFrame({"sample_id": ids, **scores, "image_psnr_db": psnr}).sort("sample_id")
-    return Ceiling(per_image, _summary(per_image, split, store), no_psnr)
+    summary = _summary(per_image, split, store)
+    return Ceiling(per_image, {**summary, "hd95_definition": hd95, "no_psnr": no_psnr})
 
 
 def _mask_scores(
-    parts: Sequence[Latents], decoder: MaskDecoder, tick: Callable[[int], None]
+    parts: Sequence[Latents], decoder: MaskDecoder, tick: Callable[[int], None], hd95: HD95
 ) -> Scores:
     scores = []
     for part, rows in _blocks(parts, MASKS_A_BLOCK):
         batch = part.batch(torch.zeros_like(rows), rows)
         assert batch.mask is not None
-        scores.append(score(decoder.masks(batch.z_mask), batch.mask))
+        scores.append(score(decoder.masks(batch.z_mask), batch.mask, hd95=hd95))
         tick(len(rows))
     return {key: np.concatenate([block[key] for block in scores]) for key in scores[0]}
 

@@ -43,10 +43,20 @@ class Run:
         return tokenizer
 
     @property
+    def imported(self) -> bool:
+        """Whether its weights came from elsewhere: no store, no settings, no log."""
+        return self.description["store"] is None
+
+    @property
     def finished(self) -> bool:
         return (self.path / "summary.json").exists()
 
     def summary(self) -> dict[str, Any]:
+        """What `train --json` printed; raises ArtefactError when the run is not finished."""
+        if not self.finished:
+            url = self.description["store"]["url"]
+            fix = f"gms-lmm train --latents {url} --out {self.path} … --resume"
+            raise ArtefactError(f"{self.path} is not finished", fix)
         content: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
         return content
 

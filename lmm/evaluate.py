@@ -1,8 +1,9 @@
 """Scores of a run on one split of a store: a table with one row an image, and a summary."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import polars as pl
 import torch
 from PIL import Image
 
+from lmm.ceiling import ceiling
 from lmm.checkpoint import Run, write_json
 from lmm.decoder import THRESHOLD, MaskDecoder
 from lmm.latents import Latents, load_latents
@@ -49,15 +51,19 @@ def evaluate(
     *,
     hd95: HD95 = "monai",
     native: bool = False,
+    with_ceiling: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Predict, decode with the frozen decoder and score every clean image of a split.
 
     LMM and decoder run in float32, whatever the run was trained in, so that scores of runs compare.
 
-    hd95    definition of HD95; see `lmm.metrics.score`
-    native  whether to score against the original masks at their own size as well
-    raises  ArtefactError when the store was made with another tokenizer than the run was trained
-            on; with `native`, as `lmm.native.Originals` does
+    hd95          definition of HD95; see `lmm.metrics.score`
+    native        whether to score against the original masks at their own size as well
+    with_ceiling  whether to add what the tokenizer alone scores; see `lmm.ceiling.ceiling`
+    progress      called with (decodes done, decodes in all): one an image, with the ceiling three
+    raises        ArtefactError when the store was made with another tokenizer than the run was
+                  trained on; with `native`, as `lmm.native.Originals` does
     """
     require_same_latents(run, store)
     latents = load_latents(store, split, views=1, device=device)
@@ -67,13 +73,16 @@ def evaluate(
     rows = torch.tensor(order, device=device)
     ids = [latents.sample_ids[place] for place in order]
     originals = Originals(store, ids) if native else None
-    masks: list[torch.Tensor] = []
+    masks: list[np.ndarray] = []
     native_scores: list[dict[str, Any]] = []
+    decodes = len(ids) * (3 if with_ceiling else 1)
     for grey in predict_greys(run, store, latents, rows):
         if originals:
-            native_scores += originals.score(grey, len(native_scores), hd95)
-        masks.append((grey > THRESHOLD).cpu())
-    predictions = torch.cat(masks).numpy()
+            native_scores += originals.score(grey, len(masks), hd95)
+        masks.extend((grey > THRESHOLD).cpu().numpy())
+        if progress:
+            progress(len(masks), decodes)
+    predictions = np.stack(masks)
     scores = score(predictions, latents.unpack(latents.mask_bits[0, rows]), hd95=hd95)
     columns = dict(scores)
     summary = {"split": split, **summarise(scores), **_what_was_scored(store, split, hd95)}
@@ -81,17 +90,29 @@ def evaluate(
         at_own_size = as_columns(native_scores)
         columns |= {f"native_{name}": values for name, values in at_own_size.items()}
         summary["native"] = summarise(at_own_size)
+    if with_ceiling:
+        after = progress and partial(_after, progress, len(ids))
+        summary["ceiling"] = ceiling(store, split, device, after, hd95=hd95).summary
+    per_image = _per_image(store, ids, columns, predictions)
+    if by_class := _by_class(per_image, list(scores)):
+        summary["by_class"] = by_class
+    return Evaluation(evaluation_name(run, store, split), per_image, summary, predictions)
+
+
+def _after(progress: Callable[[int, int], None], before: int, done: int, total: int) -> None:
+    progress(before + done, before + total)
+
+
+def _per_image(
+    store: LatentStore, ids: list[str], columns: dict[str, Any], predictions: np.ndarray
+) -> pl.DataFrame:
     named = store.samples.select("sample_id", "dataset", "class")
-    per_image = (
+    return (
         pl.DataFrame({"sample_id": ids})
         .join(named, on="sample_id", maintain_order="left")
         .with_columns(**{name: pl.Series(values) for name, values in columns.items()})
         .with_columns(prediction_png=pl.Series([mask_png(mask) for mask in predictions]))
     )
-    by_class = _by_class(per_image, list(scores))
-    if by_class:
-        summary["by_class"] = by_class
-    return Evaluation(evaluation_name(run, store, split), per_image, summary, predictions)
 
 
 def predict_greys(
@@ -117,9 +138,10 @@ def evaluation_name(run: Run, store: LatentStore, split: str) -> str:
 
 
 def _what_was_scored(store: LatentStore, split: str, hd95: HD95) -> dict[str, Any]:
-    """What a table says of scores beside them, so that it needs no store."""
+    """What table and page say of scores beside them, and where the store is."""
     scored = store.samples.filter(pl.col("split") == split)
     return {
+        "store": store.url,
         "hd95_definition": hd95,
         "dataset": ", ".join(sorted(scored["dataset"].unique())),
         "tokenizer": store.tokenizer["name"],

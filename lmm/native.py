@@ -1,11 +1,12 @@
-"""Predictions scored at the size of the original masks, before they were resized for the store."""
+"""Predictions at the original images' own size: grey maps carried to it, and scored there."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
 
 from lmm.decoder import THRESHOLD
 from lmm.metrics import HD95, score
@@ -13,6 +14,20 @@ from pipeline.errors import ArtefactError
 from pipeline.images import read_union
 from pipeline.samples import require_same_bytes
 from pipeline.store import LatentStore
+
+Grey = NDArray[np.float32]
+
+
+def at_size(grey: Grey, height: int, width: int) -> Grey:
+    """A grey map at another size: bilinear, antialiased where it shrinks.
+
+    grey     (S, S) float32 in [0, 1]; to be compared with the threshold afterwards, so that a
+             mask's contour has no stairs of the map's pixels
+    returns  (height, width) float32 in [0, 1]
+    """
+    # The filter by which the image was resized, so that both sides agree on where pixels lie.
+    resized = Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR)
+    return np.array(resized)
 
 
 class Originals:
@@ -39,18 +54,12 @@ class Originals:
         """Scores of grey maps (B, S, S) in [0, 1], the first of them of sample number `first`."""
         rows = self._rows[first : first + len(greys)]
         scored = []
-        for grey, row in zip(greys, rows, strict=True):
+        for grey, row in zip(greys.cpu().numpy(), rows, strict=True):
             truth = read_union(self._source.mask_paths(row), labels=self._source.labels)
-            prediction = native_mask(grey, truth.shape).cpu().numpy()
+            prediction = at_size(grey, *truth.shape) > THRESHOLD
             scores = score(prediction[None], truth[None], hd95=hd95)
             scored.append({name: values[0] for name, values in scores.items()})
         return scored
-
-
-def native_mask(grey: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """A grey map at another size, bilinear, then thresholded: (S, S) in [0, 1] → (H, W) bool."""
-    resized = F.interpolate(grey[None, None], size=tuple(shape), mode="bilinear")
-    return resized[0, 0] > THRESHOLD
 
 
 def as_columns(scored: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:

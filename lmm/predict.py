@@ -5,19 +5,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from lmm.checkpoint import Run, open_run
 from lmm.decoder import THRESHOLD, MaskDecoder
 from lmm.latents import model_latent
 from lmm.model import LatentMappingModel
+from lmm.native import Grey, at_size
 from pipeline.device import choose_device, choose_precision
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.images import ImageError, ImageU8, Mask, read_image, read_pillow, resize_image
 from pipeline.tokenizer import Tokenizer, load_tokenizer, load_tokenizer_of, require_multiple
-
-Grey = NDArray[np.float32]
 
 
 class Predictor:
@@ -46,11 +44,7 @@ class Predictor:
         return self.grey(image) > THRESHOLD
 
     def grey(self, image: str | Path | Image.Image | ImageU8) -> Grey:
-        """The decoder's grey map of one image, carried to the image's own size.
-
-        The map of size × size px is interpolated bilinearly (antialiased where it shrinks), and
-        only then compared with a threshold: a mask's contour then has no stairs of the map's
-        pixels.
+        """The decoder's grey map of one image, carried to the image's own size by `at_size`.
 
         image    a path, read as at encoding (`pipeline.images.read_image`); a Pillow image, taken
                  likewise; or an array (H, W) grey or (H, W, 3) RGB uint8, 0…255, upright
@@ -123,13 +117,6 @@ def fault_of(grey: Grey, path: Path) -> ImageError | None:
         return None
     detail = "gives latents or a mask that are not finite"
     return ImageError(path, "not-finite", detail, "look at the image; --precision fp32")
-
-
-def at_size(grey: Grey, height: int, width: int) -> Grey:
-    """A grey map at another size: bilinear, antialiased where it shrinks (Pillow's filter)."""
-    # The filter by which the image was resized, so that both sides agree on where pixels lie.
-    resized = Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR)
-    return np.array(resized)
 
 
 def _pixels_of(image: str | Path | Image.Image | ImageU8) -> ImageU8:

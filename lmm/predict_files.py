@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lmm.decoder import THRESHOLD, images_at_a_time
-from lmm.predict import Predictor, at_size, fault_of
+from lmm.native import at_size
+from lmm.predict import Predictor, fault_of
 from pipeline.ahead import map_ahead
 from pipeline.cells import is_out_of_memory
 from pipeline.errors import UsageError

@@ -3,8 +3,6 @@
 import base64
 import hashlib
 import io
-import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +18,11 @@ from PIL import Image
 from lmm.checkpoint import Run
 from lmm.evaluate import evaluation_name
 from lmm.latents import load_latents
-from lmm.metrics import score
+from lmm.metrics import HD95, score, summarise
 from lmm.report_charts import curves, histogram
-from lmm.report_pictures import FULL_PX, captions, image_uri, outline, ranks, side_px
-from lmm.tables import read_evaluations
+from lmm.report_pictures import FULL_PX, caption, image_uri, outline, ranks, side_px
+from lmm.report_recipe import commands, facts
+from lmm.tables import read_evaluations, require_one_hd95, short_name
 from pipeline.errors import ArtefactError, InputError
 from pipeline.images import ImageU8, Mask
 from pipeline.samples import original_images
@@ -43,15 +42,15 @@ _ASSETS = Path(__file__).parent / "assets"
 class Samples:
     """A split of a store as the page shows it: what several runs on it have in common.
 
-    truths    masks as stored, by sample id
-    images_u8 images as ingested, by sample id; None where the archive is no longer there
-    otsu_dsc  mean DSC of Otsu's threshold, None without the images
+    truths     masks as stored, by sample id
+    images_u8  images as ingested, by sample id; None where the archive is no longer there
+    otsu       summary of what Otsu's threshold scores, None without the images
     """
 
     store: LatentStore
     truths: dict[str, Mask]
     images_u8: dict[str, ImageU8] | None
-    otsu_dsc: float | None
+    otsu: dict[str, Any] | None
 
 
 def build_report(runs: Sequence[Run], split: str) -> tuple[str, list[dict[str, Any]]]:
@@ -59,30 +58,60 @@ def build_report(runs: Sequence[Run], split: str) -> tuple[str, list[dict[str, A
 
     It needs neither model nor tokenizer: the predictions are those that `evaluate` left.
 
-    raises  ArtefactError for a run that has not been scored on `split`
+    raises  ArtefactError for a run that has not been scored on `split`; UsageError when some were
+            scored with another definition of HD95
     """
-    described: list[dict[str, Any]] = []
-    samples: dict[str, Samples] = {}
-    for run in runs:
-        if run.description["store"] is None:
-            raise ArtefactError(f"{run.path} was imported and has no log", "report a run of train")
-        evaluations = read_evaluations(run, split)
-        url = run.description["store"]["url"]
-        if url not in samples:
-            samples[url] = _samples(open_store(url), split)
-        described.append(_describe(run, split, samples[url], evaluations))
-    for number, one in enumerate(described):
-        one["number"] = number
-        one["samples_number"] = list(samples).index(one["url"])
+    evaluations = [_shown_first(run, split) for run in runs]
+    hd95 = require_one_hd95([one for of_run in evaluations for one in of_run])
+    urls = list(dict.fromkeys(of_run[0]["store"] for of_run in evaluations))
+    samples = {url: _samples(open_store(url), split, hd95) for url in urls}
+    described = [
+        {
+            "number": number,
+            "samples_number": urls.index(of_run[0]["store"]),
+            **_describe(run, samples[of_run[0]["store"]], of_run),
+        }
+        for number, (run, of_run) in enumerate(zip(runs, evaluations, strict=True))
+    ]
+    bounds = {url: _bounds(one, described) for url, one in samples.items()}
+    for one in described:
+        one["bounds"] = bounds[one["url"]]
     images = {
         f"{number}-{place}": uri
         for number, one in enumerate(samples.values())
         for place, uri in enumerate(_uris(one, described))
     }
-    return _render(described, images), [_numbers(one) for one in described]
+    page = _render(described, list(bounds.values()), images)
+    return page, [_numbers(one) for one in described]
 
 
-def _render(described: list[dict[str, Any]], images: Mapping[str, str]) -> str:
+def _shown_first(run: Run, split: str) -> list[dict[str, Any]]:
+    """A run's evaluations, first the one whose store still holds what was scored."""
+    evaluations = read_evaluations(run, split)
+    for one in evaluations:
+        if open_store(one["store"]).attributes["manifest_digest"] == one["manifest_digest"]:
+            return [one, *(other for other in evaluations if other is not one)]
+    url = evaluations[0]["store"]
+    raise ArtefactError(
+        f"{url} has changed since {run.path} was scored on its {split} images",
+        f"gms-lmm evaluate --run {run.path} --latents {url} --split {split}",
+    )
+
+
+def _bounds(samples: Samples, described: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What any run on the samples lies between; the ceiling that one run has is that of all."""
+    shown = [one["scores"] for one in described if one["url"] == samples.store.url]
+    return {
+        "dataset": shown[0]["dataset"],
+        "tokenizer": samples.store.tokenizer["name"],
+        "ceiling": next((scores["ceiling"] for scores in shown if "ceiling" in scores), None),
+        "otsu": samples.otsu,
+    }
+
+
+def _render(
+    described: list[dict[str, Any]], bounds: list[dict[str, Any]], images: Mapping[str, str]
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_ASSETS),
         autoescape=True,
@@ -90,10 +119,12 @@ def _render(described: list[dict[str, Any]], images: Mapping[str, str]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["short_name"] = short_name
     style, script = ((_ASSETS / f"report.{kind}").read_text() for kind in ("css", "js"))
     return environment.get_template("report.html.j2").render(
         title=described[0]["name"] if len(described) == 1 else f"{len(described)} runs",
         runs=described,
+        all_bounds=bounds,
         images=images,
         side=FULL_PX,
         style=style,
@@ -109,23 +140,17 @@ def _csp_hash(text: str) -> str:
 
 
 def _numbers(one: Mapping[str, Any]) -> dict[str, Any]:
-    return {"run": one["path"], **one["scores"], "otsu_dsc": one["otsu_dsc"]}
+    found = {f"{name}_dsc": one["bounds"][name] for name in ("ceiling", "otsu")}
+    bounds = {key: summary and summary["dsc"] for key, summary in found.items()}
+    return {"run": one["path"], **one["scores"], **bounds}
 
 
-def _describe(
-    run: Run, split: str, samples: Samples, evaluations: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _describe(run: Run, samples: Samples, evaluations: list[dict[str, Any]]) -> dict[str, Any]:
     """Everything the template shows of one run."""
-    store = samples.store
-    path = run.path / "evaluate" / f"{evaluation_name(run, store, split)}.parquet"
-    if not path.exists():
-        raise ArtefactError(
-            f"{run.path} has not been scored on {split} of {store.url}",
-            f"gms-lmm evaluate --run {run.path} --latents {store.url} --split {split}",
-        )
-    per_image = pl.read_parquet(path)
-    scores = json.loads(path.with_suffix(".json").read_text())
-    others = [one for one in evaluations if one["manifest_digest"] != scores["manifest_digest"]]
+    store, scores = samples.store, evaluations[0]
+    name = evaluation_name(run, store, scores["split"])
+    per_image = pl.read_parquet(run.path / "evaluate" / f"{name}.parquet")
+    trained_on = None if run.imported else run.description["store"]["receipt"]["manifest_digest"]
     rows = per_image.drop("prediction_png").sort("dsc", "sample_id").to_dicts()
     return {
         "name": run.path.name,
@@ -133,18 +158,18 @@ def _describe(
         "url": store.url,
         "root": store.attributes["root"],
         "scores": scores,
-        "evaluations": [scores, *others],
-        "settings": run.description["settings"],
-        "otsu_dsc": samples.otsu_dsc,
-        "curves": curves(run),
+        "evaluations": evaluations,
+        "trained_on": trained_on,
+        "loss": "imported" if run.imported else run.description["settings"]["loss"],
+        "curves": [] if run.imported else curves(run),
         "histogram": histogram(per_image["dsc"].to_numpy()),
         "ranks": ranks(per_image),
         "images": None if samples.images_u8 is None else _images(per_image, samples.truths),
         "columns": [(key, label) for key, label in COLUMNS.items() if key in per_image.columns],
         "rows": rows,
         "by_id": {row["sample_id"]: row for row in rows},
-        "facts": _facts(run, store),
-        "commands": _commands(run, store, scores),
+        "facts": facts(run, store),
+        "commands": commands(run, store, scores),
     }
 
 
@@ -153,7 +178,7 @@ def _images(per_image: pl.DataFrame, truths: Mapping[str, Mask]) -> dict[str, di
     return {
         row["sample_id"]: {
             "number": number,
-            "caption": captions(row),
+            "caption": caption(row),
             "truth": outline(truths[row["sample_id"]]),
             "prediction": outline(np.array(Image.open(io.BytesIO(row["prediction_png"])))),
             "px": len(truths[row["sample_id"]]),
@@ -162,14 +187,13 @@ def _images(per_image: pl.DataFrame, truths: Mapping[str, Mask]) -> dict[str, di
     }
 
 
-def _samples(store: LatentStore, split: str) -> Samples:
+def _samples(store: LatentStore, split: str, hd95: HD95) -> Samples:
     latents = load_latents(store, split, views=1)
     assert latents.mask_bits is not None
     masks = latents.unpack(latents.mask_bits[0]).numpy()
     truths = dict(sorted(zip(latents.sample_ids, masks, strict=True)))
     images = _images_u8(store, list(truths))
-    otsu_dsc = None if images is None else _otsu_dsc(truths, images)
-    return Samples(store, truths, images, otsu_dsc)
+    return Samples(store, truths, images, None if images is None else _otsu(truths, images, hd95))
 
 
 def _images_u8(store: LatentStore, sample_ids: Sequence[str]) -> dict[str, ImageU8] | None:
@@ -179,12 +203,14 @@ def _images_u8(store: LatentStore, sample_ids: Sequence[str]) -> dict[str, Image
         return None
 
 
-def _otsu_dsc(truths: Mapping[str, Mask], images_u8: Mapping[str, ImageU8]) -> float:
-    """Mean DSC of calling every pixel darker than Otsu's threshold of its image foreground."""
+def _otsu(
+    truths: Mapping[str, Mask], images_u8: Mapping[str, ImageU8], hd95: HD95
+) -> dict[str, Any]:
+    """Scores of calling every pixel darker than Otsu's threshold of its image foreground."""
     grey = torch.from_numpy(np.stack([images_u8[name] for name in truths])).float().mean(-1)
     _, threshold = kornia.filters.otsu_threshold(grey.unsqueeze(1))
     dark = grey <= threshold.reshape(-1, 1, 1)
-    return float(score(dark, np.stack(list(truths.values())))["dsc"].mean())
+    return summarise(score(dark, np.stack(list(truths.values())), hd95=hd95))
 
 
 def _uris(samples: Samples, described: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -199,59 +225,3 @@ def _uris(samples: Samples, described: Sequence[Mapping[str, Any]]) -> list[str]
         image_uri(samples.images_u8[name], full if name in large else small)
         for name in samples.truths
     ]
-
-
-def _facts(run: Run, store: LatentStore) -> dict[str, str]:
-    """What was done, with what: names, counts, versions, digests."""
-    summary, receipt = run.summary(), run.description["store"]["receipt"]
-    tokenizer = run.description["tokenizer"]
-    counts = ", ".join(f"{count} {split}" for split, count in receipt["by_split"].items())
-    settings = _given(run.description["settings"])
-    return {
-        "Data": f"{store.name}: {receipt['samples']} samples ({counts})",
-        "Tokenizer": f"{tokenizer['name']}, {tokenizer['kind']}, frozen",
-        "Views": f"{receipt['views']} a sample at {store.size} × {store.size} px",
-        "Model": f"latent mapping model, {summary['parameters']:,} parameters",
-        "Settings": ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in settings.items()),
-        "Training": f"{summary['steps']:,} steps in {summary['seconds']:,.0f} s; epoch "
-        f"{summary['best_epoch']} of {summary['epochs']} chosen by DSC on {summary['select_on']}",
-        "Software": ", ".join(f"{k} {v}" for k, v in run.description["software"].items()),
-        "Tokenizer digest": tokenizer["digest"],
-        "Manifest digest": receipt["manifest_digest"],
-        "Store digest": receipt["config_digest"],
-    }
-
-
-def _commands(run: Run, store: LatentStore, scores: Mapping[str, Any]) -> list[str]:
-    """The commands that do it again; MANIFEST is what `gms-lmm ingest` writes."""
-    made = store.attributes
-    encode: dict[str, Any] = {
-        "tokenizer": made["tokenizer"]["name"],
-        "views": made["views"],
-        "size": store.size,
-        "seed": made["seed"],
-        "precision": made["preprocessing"]["precision"],
-    }
-    train = {"latents": store.url, "out": run.path, **run.description["settings"]}
-    evaluate: dict[str, Any] = {"run": run.path, "latents": store.url, "split": scores["split"]}
-    evaluate["hd95"] = scores["hd95_definition"]
-    evaluate["native"] = "native" in scores
-    return [
-        f"gms-lmm encode MANIFEST {shlex.quote(store.url)}{_options(encode)}",
-        f"gms-lmm train{_options(train)}",
-        f"gms-lmm evaluate{_options(evaluate)}",
-    ]
-
-
-def _options(settings: Mapping[str, Any]) -> str:
-    """Settings as options of a command: a switch that is on has no value."""
-    words = ""
-    for key, value in _given(settings).items():
-        of = "" if value is True else f" {shlex.quote(str(value))}"
-        words += f" --{key.replace('_', '-')}{of}"
-    return words
-
-
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those left open and switches that are off."""
-    return {k: v for k, v in settings.items() if v is not None and v is not False}

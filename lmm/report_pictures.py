@@ -111,7 +111,7 @@ def _closed_path(loop: np.ndarray) -> str:
     return f"M{x} {y}{lines.replace(' -', '-')}z"
 
 
-def captions(row: Mapping[str, Any]) -> str:
+def caption(row: Mapping[str, Any]) -> str:
     """One image's scores in a line."""
     verdict = " · missed" if row["missed"] else " · false alarm" if row["false_alarm"] else ""
     return (

@@ -4,14 +4,15 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lmm.checkpoint import Run
-from lmm.metrics import METRICS
+from lmm.metrics import HD95, METRICS
 from pipeline.errors import ArtefactError, UsageError
 
 FORMATS = ("csv", "markdown", "latex")
@@ -61,12 +62,18 @@ def read_evaluations(run: Run, split: str) -> list[dict[str, Any]]:
     fix = f"gms-lmm evaluate --run {run.path} --latents {url} --split {split}"
     if not files:
         raise ArtefactError(f"{run.path} has not been scored on {split}", fix)
-    old = [file for file, one in zip(files, summaries, strict=True) if "dataset" not in one]
+    old = [file for file, one in zip(files, summaries, strict=True) if "store" not in one]
     if old:
-        raise ArtefactError(f"{old[0]} does not say which data set it scored", fix)
+        raise ArtefactError(f"{old[0]} does not say which store it scored", fix)
     digest = None if own is None else own["receipt"]["manifest_digest"]
     last = {one["manifest_digest"]: one for one in summaries}
     return sorted(last.values(), key=lambda one: (one["manifest_digest"] != digest, one["dataset"]))
+
+
+def short_name(tokenizer: str) -> str:
+    """A tokenizer's name as tables have it: of a path, its last part."""
+    is_path = tokenizer.startswith((".", "/", "~"))
+    return Path(tokenizer).name if is_path else tokenizer
 
 
 def build_rows(runs: Sequence[Run], split: str) -> list[Row]:
@@ -84,13 +91,19 @@ def build_rows(runs: Sequence[Run], split: str) -> list[Row]:
             key = (*scored_on, str(summary["size"]), json.dumps(words))
             groups.setdefault(key, []).append(summary)
             settings[key] = words
-    definitions = {one["hd95_definition"] for group in groups.values() for one in group}
+    require_one_hd95([one for group in groups.values() for one in group])
+    return [_row(key, settings[key], group) for key, group in groups.items()]
+
+
+def require_one_hd95(summaries: Sequence[Mapping[str, Any]]) -> HD95:
+    """The definition of HD95 that all were scored with; UsageError when there are two."""
+    definitions: set[HD95] = {one["hd95_definition"] for one in summaries}
     if len(definitions) > 1:
         raise UsageError(
             f"the runs were scored with different definitions of HD95: {sorted(definitions)}",
             "gms-lmm evaluate them again with one --hd95",
         )
-    return [_row(key, settings[key], group) for key, group in groups.items()]
+    return definitions.pop()
 
 
 def _settings(run: Run) -> dict[str, str]:
@@ -106,7 +119,7 @@ def _row(key: tuple[str, ...], settings: dict[str, str], group: list[dict[str, A
     values = {name: [_FACTOR[name] * one[name] for one in group] for name in METRICS}
     return Row(
         dataset=key[0],
-        tokenizer=key[1],
+        tokenizer=short_name(key[1]),
         settings=settings,
         seeds=len(group),
         scores={name: float(np.mean(of_seeds)) for name, of_seeds in values.items()},

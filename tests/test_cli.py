@@ -13,9 +13,10 @@ from click.testing import CliRunner, Result
 
 from cli.main import COMMANDS, main
 from cli.options import progress_bar
+from pipeline.store import open_store
 
 HELP_COMMANDS = [[name] for name in COMMANDS if name != "bench"]
-HELP_COMMANDS += [["bench", "encode"], ["bench", "train"]]
+HELP_COMMANDS += [["bench", name] for name in ("encode", "train", "predict", "read")]
 
 
 def run(*words: str) -> Result:
@@ -137,11 +138,27 @@ def test_bench_encode_and_train_give_ratios(
     rate, bare = encode["samples_per_s"], encode["tokenizer_samples_per_s"]
     assert encode["efficiency"] == pytest.approx(rate / bare)
     assert encode["cells"] == 4
-    words = ["bench", "train", "--latents", small_store, "--loss", "compound"]
+    words = ["bench", "train", "--latents", small_store]
     train = run_json(*words, "--steps", "2", "--batch-size", "2", "--precision", "fp32")
     steps = train["steps_per_s"]
     assert train["efficiency"] == pytest.approx(steps / train["compute_steps_per_s"])
     assert train["speedup"] == pytest.approx(steps / train["online_steps_per_s"])
+    assert train["speedup_fp32"] == pytest.approx(steps / train["online_fp32_steps_per_s"])
+    assert train["lm_ratio"] == pytest.approx(train["lm_steps_per_s"] / steps)
+    assert train["seg_decoder"] == "student"
+
+
+def test_bench_read_gives_ratios_and_the_bytes_on_disk(small_store: str) -> None:
+    read = run_json("bench", "read", "--latents", small_store)
+    rate = read["samples_per_s"]
+    assert read["ratio"] == pytest.approx(rate / read["npy_samples_per_s"])
+    assert read["files_ratio"] == pytest.approx(rate / read["files_samples_per_s"])
+    store = open_store(small_store)
+    samples = store.samples["split"].to_list()
+    assert read["cells"] == 3 * samples.count("train")
+    arrays = [Path(small_store, name, "c") for name in ("image_mean", "mask_mean", "mask")]
+    on_disk = sum(p.stat().st_size for a in arrays for p in a.rglob("*") if p.is_file())
+    assert read["bytes_per_cell"] == pytest.approx(on_disk / (3 * len(samples)))
 
 
 @pytest.mark.parametrize(
@@ -188,6 +205,37 @@ def test_evaluate_scores_native_size_and_either_hd95(small_store: str, scored_ru
     assert shown.count("DSC %") == 2
     assert "original masks" in shown
     assert "MONAI" in shown
+
+
+def test_evaluate_with_the_ceiling_gives_its_keys_and_shows_it(
+    small_store: str, scored_run: str, tmp_path: Path
+) -> None:
+    words = ["evaluate", "--run", scored_run, "--latents", small_store, "--ceiling"]
+    found = run_json(*words)["ceiling"]
+    alone = run_json("ceiling", small_store)
+    assert {"n", "dsc", "iou", "hd95", "image_psnr_db"} <= found.keys()
+    assert found.items() <= alone.items()
+    assert run(*words).stdout.count(f"{found['image_psnr_db']:.2f}") == 1
+    reported = run("report", scored_run, "-o", str(tmp_path / "r.html"))
+    assert f"ceiling {100 * found['dsc']:.2f} %, Otsu " in reported.stdout
+
+
+def test_bench_predict_gives_a_ratio_and_refuses_what_predict_would_skip(
+    scored_run: str, tmp_path: Path
+) -> None:
+    import small
+
+    for number in range(3):
+        small.write_image(tmp_path / f"{number}.png", number, height_px=70)
+    words = ["bench", "predict", "--run", scored_run, str(tmp_path), "--batch-size", "2"]
+    found = run_json(*words)
+    rate, bare = found["images_per_s"], found["compute_images_per_s"]
+    assert found["efficiency"] == pytest.approx(rate / bare)
+    assert (found["images"], found["batch_size"]) == (3, 2)
+    (tmp_path / "broken.png").write_text("no image")
+    refused = run(*words)
+    assert refused.exit_code == 3
+    assert "broken.png" in refused.stderr
 
 
 def test_report_writes_a_page_or_prints_a_table(

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,13 @@ import small
 import torch
 from PIL import Image
 
+from lmm.ceiling import ceiling
 from lmm.checkpoint import Run, create_run, open_run, write_checkpoint
 from lmm.decoder import MaskDecoder
 from lmm.evaluate import evaluate, write_evaluation, write_masks
 from lmm.losses import to_grey
 from lmm.metrics import score
-from lmm.native import native_mask
+from lmm.native import at_size
 from lmm.settings import TrainSettings
 from lmm.train import train
 from pipeline.encode import encode
@@ -76,6 +78,24 @@ def test_twice_gives_the_same_bytes(run: Run, small_store: str, tmp_path: Path) 
         contents.append((path.read_bytes(), path.with_suffix(".json").read_bytes()))
     assert contents[0] == contents[1]
     assert json.loads(contents[0][1])["split"] == "test"
+
+
+def test_real_images_scored_twice_give_the_same_bytes(assets: Path, tmp_path: Path) -> None:
+    published = assets / "splits" / "gms" / "busi_train_test_names.pkl"
+    manifest = build_manifest(assets / "data" / "busi", "busi", split_file=published).manifest
+    counts = {"train": 8, "val": 2, "test": 24}
+    parts = [manifest.frame.filter(pl.col("split") == name).head(n) for name, n in counts.items()]
+    url = str(tmp_path / "few.zarr")
+    encode(replace(manifest, frame=pl.concat(parts)), url, load_tokenizer("tiny-vae"))
+    settings = TrainSettings(loss="lm", epochs=1, width=16)
+    train(open_store(url), tmp_path / "run", settings, device=CPU)
+    contents = []
+    for name in ("a", "b"):
+        evaluation = evaluate(open_run(tmp_path / "run"), open_store(url), "test", CPU, native=True)
+        path = write_evaluation(evaluation, tmp_path / name)
+        contents.append((path.read_bytes(), path.with_suffix(".json").read_bytes()))
+    assert contents[0] == contents[1]
+    assert len(pl.read_parquet(path)) == 24
 
 
 def test_masks_are_written_under_their_sample_ids(
@@ -146,7 +166,6 @@ def test_native_scores_are_those_of_the_grey_map_at_the_original_s_size(
         folder = Path(store.attributes["root"])
         files = store.samples["masks"][place]
         truth = np.any([np.asarray(Image.open(folder / file)) > 0 for file in files], axis=0)
-        # Pillow's bilinear filter, which is torch's where the map grows on both axes.
         size = (truth.shape[1], truth.shape[0])
         resized = np.asarray(
             Image.fromarray(grey[0].numpy()).resize(size, Image.Resampling.BILINEAR)
@@ -162,12 +181,42 @@ def test_native_scores_are_those_of_the_grey_map_at_the_original_s_size(
     assert {"dsc_sd", "dsc_ci95", "iou_ci95", "hd95_sd", "hd95_ci95"} <= native.keys()
 
 
-def test_a_grey_map_grows_to_a_mask_by_hand() -> None:
-    # Two columns 0 and 1 on four: pixel centres at -0.25, 0.25, 0.75 and 1.25 of a column, so
-    # values 0, 0.25, 0.75 and 1; on six: 0, 0, 1/3, 2/3, 1, 1.
-    grey = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
-    assert native_mask(grey, (2, 4)).tolist() == [[False, False, True, True]] * 2
-    assert native_mask(grey * 0.6, (1, 6)).tolist() == [[False] * 4 + [True] * 2]
+def test_a_grey_map_grows_bilinearly_by_hand() -> None:
+    # Two columns 0 and 1 on four: pixel centres at -0.25, 0.25, 0.75 and 1.25 of a column.
+    grey = np.array([[0, 1], [0, 1]], np.float32)
+    np.testing.assert_allclose(at_size(grey, 2, 4), [[0, 0.25, 0.75, 1]] * 2, atol=1e-6)
+    # On six, and one row: -1/3, 0, 1/3, 2/3, 1 and 4/3.
+    np.testing.assert_allclose(at_size(grey, 1, 6), [[0, 0, 1 / 3, 2 / 3, 1, 1]], atol=1e-6)
+
+
+def test_a_grey_map_that_shrinks_is_averaged_by_hand() -> None:
+    # Six columns on two, each in the middle of three: a triangle that ends three columns away, so
+    # columns 0 to 3 weigh 2, 3, 2 and 1 of 8 on the left. Without antialias the middle is all.
+    first, third = np.eye(6, dtype=np.float32)[[0, 2]]
+    np.testing.assert_allclose(at_size(np.stack([first] * 2), 2, 2), [[2 / 8, 0]] * 2, atol=1e-6)
+    np.testing.assert_allclose(at_size(np.stack([third] * 2), 1, 2), [[2 / 8, 1 / 8]], atol=1e-6)
+
+
+def test_the_ceiling_beside_the_scores_is_that_of_the_store(run: Run, small_store: str) -> None:
+    store = open_store(small_store)
+    calls: list[tuple[int, int]] = []
+    evaluation = evaluate(
+        run,
+        store,
+        "test",
+        CPU,
+        hd95="pooled",
+        with_ceiling=True,
+        progress=lambda *call: calls.append(call),
+    )
+    count = evaluation.summary["n"]
+    found = evaluation.summary["ceiling"]
+    alone = ceiling(store, "test", CPU, hd95="pooled").summary
+    assert found == alone
+    assert {"n", "dsc", "iou", "hd95", "image_psnr_db"} <= found.keys()
+    assert found["hd95"] != ceiling(store, "test", CPU).summary["hd95"]
+    assert calls == sorted(calls)
+    assert calls[-1] == (3 * count, 3 * count)
 
 
 def test_native_without_the_archive_says_where_it_was(
@@ -230,7 +279,7 @@ def test_grey_of_exactly_one_half_is_background(
     monkeypatch.setattr(tokenizer, "decode", lambda latent, precision: pixels)
     masks = MaskDecoder(tokenizer).masks(torch.zeros(1, 4, 8, 8))
     assert masks.tolist() == [[[False, False], [False, True]]]
-    assert native_mask(torch.full((2, 2), 0.5), (5, 3)).sum() == 0
+    assert not (at_size(np.full((2, 2), 0.5, np.float32), 5, 3) > 0.5).any()
 
 
 def test_the_decoder_thresholds_above_one_half(kl_folder: Path) -> None:

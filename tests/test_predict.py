@@ -78,6 +78,23 @@ def test_the_mask_is_that_of_evaluate_for_an_image_at_the_store_s_size(
         np.testing.assert_allclose(model.grey(source.image_path(row)), own, atol=1e-5)
 
 
+def test_native_scores_of_evaluate_are_those_of_the_masks_written(
+    small_run: Run, model: Predictor, small_store: str, tmp_path: Path
+) -> None:
+    source = open_store(small_store).source()
+    table = evaluate(small_run, open_store(small_store), "test", CPU, native=True).per_image
+    rows = {row["sample_id"]: row for row in source.frame.iter_rows(named=True)}
+    paths = [source.image_path(rows[name]) for name in table["sample_id"]]
+    predict_files(model, paths, tmp_path)
+    for path, scored in zip(paths, table.iter_rows(named=True), strict=True):
+        masks = source.mask_paths(rows[scored["sample_id"]])
+        truth = np.any([np.asarray(Image.open(mask)) > 0 for mask in masks], axis=0)
+        mask = np.asarray(Image.open(tmp_path / path.name)) > 0
+        # The intersection over the sizes, by hand; a pixel or two may be too near to the threshold.
+        dsc = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
+        assert scored["native_dsc"] == pytest.approx(dsc, abs=NEAR)
+
+
 def test_the_grey_map_is_interpolated_before_it_is_thresholded(
     model: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,16 +16,19 @@ import small
 import torch
 from PIL import Image
 
+from lmm.ceiling import ceiling
 from lmm.checkpoint import Run, import_checkpoint, open_run
 from lmm.evaluate import evaluate, write_evaluation
+from lmm.metrics import score
 from lmm.model import LatentMappingModel
 from lmm.report import build_report
 from lmm.report_charts import curve, histogram, nice_ticks
 from lmm.report_pictures import FULL_PX, SMALLEST_PX, outline, ranks, side_px
 from lmm.settings import TrainSettings
+from lmm.tables import build_rows
 from lmm.train import train
 from pipeline.encode import encode
-from pipeline.errors import ArtefactError
+from pipeline.errors import ArtefactError, UsageError
 from pipeline.manifest import build_manifest
 from pipeline.store import LatentStore, open_store
 from pipeline.tokenizer import load_tokenizer
@@ -284,11 +287,123 @@ def test_a_run_that_was_not_scored_says_how_to_score_it(scored: tuple[Run, Laten
     assert "gms-lmm evaluate" in error.value.fix
 
 
-def test_imported_weights_have_no_page(tmp_path: Path) -> None:
+def test_imported_weights_have_a_page_without_training(
+    scored: tuple[Run, LatentStore], tmp_path: Path
+) -> None:
+    _, store = scored
+    torch.manual_seed(0)
     torch.save({"model": LatentMappingModel(4, 16).state_dict()}, tmp_path / "w.pth")
-    run = import_checkpoint(tmp_path / "w.pth", tmp_path / "run")
-    with pytest.raises(ArtefactError, match="has no log"):
+    run = import_checkpoint(tmp_path / "w.pth", tmp_path / "imported")
+    with pytest.raises(ArtefactError, match="not been scored on test"):
         build_report([run], "test")
+    evaluation = evaluate(run, store, "test", CPU)
+    write_evaluation(evaluation, run.path / "evaluate")
+    page, numbers = build_report([run, scored[0]], "test")
+    assert numbers[0]["dsc"] == evaluation.summary["dsc"]
+    assert f">{100 * evaluation.summary['dsc']:.2f}<small>" in page
+    assert "not trained on" not in page
+    assert "395,936 parameters" in page
+    assert f"gms-lmm import-checkpoint w.pth --out {run.path}" in page
+    assert page.count("<figcaption>Training loss") == page.count("gms-lmm train --latents") == 1
+    assert build_rows([run], "test")[0].settings["loss"] == "imported"
+
+
+def rows_of(page: str) -> list[list[str]]:
+    """Cells of the table of scores as text, row by row."""
+    body = re.search(r'<table class="runs">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)
+    assert body
+    rows = re.findall(r"<tr>(.*?)</tr>", body.group(1), re.DOTALL)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+    return [[re.sub(r"<small>.*?</small>|<[^>]*>", "", cell) for cell in row] for row in cells]
+
+
+def test_the_table_holds_the_ceiling_that_one_of_the_runs_was_scored_with(
+    scored: tuple[Run, LatentStore], tmp_path: Path
+) -> None:
+    run, store = scored
+    copy = open_run(Path(shutil.copytree(run.path, tmp_path / "copy")))
+    write_evaluation(evaluate(copy, store, "test", CPU, with_ceiling=True), copy.path / "evaluate")
+    page, numbers = build_report([run, copy], "test")
+    found = ceiling(store, "test", CPU).summary
+    rows = rows_of(page)
+    assert [row[0] for row in rows] == ["run", "copy", "Ceiling", "Otsu"]
+    scores = [f"{100 * found['dsc']:.2f}", f"{100 * found['iou']:.2f}", f"{found['hd95']:.2f}"]
+    assert rows[2][4:] == [*scores, str(found["missed"])]
+    assert page.count(f"Ceiling<small>busi, image PSNR {found['image_psnr_db']:.2f} dB<") == 1
+    assert [one["ceiling_dsc"] for one in numbers] == [found["dsc"]] * 2
+    assert "--ceiling</code> adds it" not in page
+
+
+def test_without_a_ceiling_the_page_says_how_to_add_it(page: str) -> None:
+    assert [row[0] for row in rows_of(page)] == ["run", "Otsu"]
+    assert page.count("<code>gms-lmm evaluate … --ceiling</code> adds it") == 1
+
+
+def test_otsu_calls_the_darker_side_of_its_own_threshold_foreground(
+    scored: tuple[Run, LatentStore], page: str
+) -> None:
+    _, store = scored
+    ids, source = store.samples["sample_id"].to_list(), store.source()
+    predictions, truths = [], []
+    for row in source.frame.filter(pl.col("split") == "test").iter_rows(named=True):
+        with Image.open(source.image_path(row)) as image:
+            resized = image.convert("RGB").resize(
+                (store.size, store.size), Image.Resampling.BILINEAR
+            )
+        grey = np.asarray(resized).mean(axis=2)
+        # Otsu's own definition: the cut that leaves the least variance within both sides.
+        cuts = np.unique(grey)[:-1]
+        within = [
+            side.var() * side.size for cut in cuts for side in (grey[grey <= cut], grey[grey > cut])
+        ]
+        best = cuts[np.reshape(within, (-1, 2)).sum(axis=1).argmin()]
+        predictions.append(grey <= best)
+        truths.append(np.asarray(store.array("mask")[0, ids.index(row["sample_id"])]))
+    expected = score(np.stack(predictions), np.stack(truths))
+    otsu = rows_of(page)[-1]
+    assert float(otsu[4]) == pytest.approx(100 * expected["dsc"].mean(), abs=1.5)
+    assert float(otsu[5]) == pytest.approx(100 * expected["iou"].mean(), abs=1.5)
+
+
+def test_a_store_that_has_changed_since_asks_for_scores_of_it_as_it_is(
+    scored: tuple[Run, LatentStore], kl_folder: Path, tmp_path: Path
+) -> None:
+    run, _ = scored
+    copy = open_run(Path(shutil.copytree(run.path, tmp_path / "run")))
+    root = small.write_busi(tmp_path / "raw", ("benign (31)", "malignant (32)"))
+    url, tokenizer = str(tmp_path / "small.zarr"), load_tokenizer(str(kl_folder))
+    encode(small.ingest(root), url, tokenizer, size=small.SIZE_PX)
+    for old in (copy.path / "evaluate").iterdir():
+        old.unlink()
+    write_evaluation(evaluate(copy, open_store(url), "test", CPU), copy.path / "evaluate")
+    assert build_report([copy], "test")[0].count("not trained on") == 1
+    small.write_busi(root, ("benign (33)",))
+    encode(small.ingest(root), url, tokenizer, size=small.SIZE_PX)
+    with pytest.raises(ArtefactError, match=r"small\.zarr has changed since .*run was scored"):
+        build_report([copy], "test")
+    again = evaluate(copy, open_store(url), "test", CPU)
+    write_evaluation(again, copy.path / "evaluate")
+    assert build_report([copy], "test")[1][0]["dsc"] == again.summary["dsc"]
+
+
+def test_a_run_that_is_not_finished_says_how_to_go_on(
+    scored: tuple[Run, LatentStore], tmp_path: Path
+) -> None:
+    copy = open_run(Path(shutil.copytree(scored[0].path, tmp_path / "run")))
+    (copy.path / "summary.json").unlink()
+    with pytest.raises(ArtefactError, match="run is not finished") as error:
+        build_report([copy], "test")
+    assert "--resume" in error.value.fix
+
+
+def test_two_definitions_of_hd95_share_no_page(
+    scored: tuple[Run, LatentStore], tmp_path: Path
+) -> None:
+    run, store = scored
+    copy = open_run(Path(shutil.copytree(run.path, tmp_path / "copy")))
+    write_evaluation(evaluate(copy, store, "test", CPU, hd95="pooled"), copy.path / "evaluate")
+    with pytest.raises(UsageError, match="different definitions of HD95"):
+        build_report([run, copy], "test")
 
 
 def test_scores_on_other_samples_are_a_row_that_says_so(

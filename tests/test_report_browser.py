@@ -42,7 +42,8 @@ def page(tmp_path_factory: pytest.TempPathFactory, kl_folder: Path) -> Path:
     settings = TrainSettings(loss="lm", epochs=1, batch_size=1, width=16)
     train(store, folder / "run", settings, device=CPU)
     run = open_run(folder / "run")
-    write_evaluation(evaluate(run, store, "test", CPU), run.path / "evaluate")
+    evaluation = evaluate(run, store, "test", CPU, native=True, with_ceiling=True)
+    write_evaluation(evaluation, run.path / "evaluate")
     path = folder / "report.html"
     path.write_text(build_report([run], "test")[0], encoding="utf-8")
     return path
@@ -141,6 +142,20 @@ def test_enter_on_a_heading_sorts(browser: Chromium) -> None:
 def test_nothing_is_wider_than_the_screen(browser: Chromium, width_px: int) -> None:
     browser.look(width_px, 900)
     assert browser.run("document.documentElement.scrollWidth") <= width_px
+
+
+@pytest.mark.parametrize("width_px", [375, 768, 1440])
+def test_every_score_is_in_sight_without_scrolling_sideways(
+    browser: Chromium, width_px: int
+) -> None:
+    browser.look(width_px, 900)
+    bottom = "(one) => one.getBoundingClientRect().bottom"
+    bottoms = browser.run(f"[...document.querySelectorAll('.scores div')].map({bottom})")
+    assert len(bottoms) == 3
+    assert max(bottoms) - min(bottoms) < 2  # score, ceiling and Otsu stand in one line
+    scrollers = "[...document.querySelectorAll('.scroll')]"
+    assert browser.run(f"{scrollers}.length") == 2
+    assert browser.run(f"{scrollers}.every((one) => one.scrollWidth <= one.clientWidth)")
 
 
 def test_contours_lie_over_every_image_truth_green_and_prediction_yellow(

@@ -29,6 +29,7 @@ def write_scores(run: Run, dsc: float, name: str = "busi-test", **more: Any) -> 
     folder = run.path / "evaluate"
     folder.mkdir(exist_ok=True)
     summary = {"dataset": "busi", "tokenizer": "taesd", "size": 224, "manifest_digest": "own"}
+    summary |= {"store": "busi.zarr"}
     summary |= {"hd95_definition": "monai", "dsc": dsc, "iou": dsc / 2, "hd95": 40 * (1 - dsc)}
     (folder / f"{name}.json").write_text(json.dumps({**summary, **more}))
     return run
@@ -68,6 +69,16 @@ def test_the_best_of_a_data_set_is_bold_and_hd95_is_best_when_low(tmp_path: Path
     bold = [line.count(r"\textbf") for line in lines_of([low, high], "latex")[4:7]]
     assert bold == [0, 0, 3]
     assert "*" not in format_table(build_rows([low, high], "test"), "csv")
+
+
+def test_a_tokenizer_that_is_a_path_is_named_by_its_last_part(tmp_path: Path) -> None:
+    names = ("/data/weights/taesd/", "./taesd", "madebyollin/taesd", "tiny-vae")
+    runs = [
+        write_scores(write_run(tmp_path / str(i)), 0.5, tokenizer=name, manifest_digest=str(i))
+        for i, name in enumerate(names)
+    ]
+    shown = [row.tokenizer for row in build_rows(runs, "test")]
+    assert shown == ["taesd", "taesd", "madebyollin/taesd", "tiny-vae"]
 
 
 def test_scores_that_print_alike_are_both_best(tmp_path: Path) -> None:
@@ -141,6 +152,6 @@ def test_scores_of_an_earlier_version_are_asked_for_again(tmp_path: Path) -> Non
         build_rows([run], "test")
     (run.path / "evaluate").mkdir()
     (run.path / "evaluate" / "busi-test.json").write_text('{"dsc": 0.5}')
-    with pytest.raises(ArtefactError, match="does not say which data set") as error:
+    with pytest.raises(ArtefactError, match="does not say which store") as error:
         build_rows([run], "test")
     assert "gms-lmm evaluate --run" in error.value.fix

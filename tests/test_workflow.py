@@ -81,6 +81,7 @@ class Step:
     keys: np.ndarray
     receipt: dict[str, Any] | None
     run: dict[str, Any]
+    page: str
 
     @property
     def rules(self) -> set[str]:
@@ -105,6 +106,7 @@ def finish(folder: Path, process: subprocess.Popen[str]) -> Step:
         np.array(store.array("key")[:]),
         store.receipt(),
         json.loads((folder / RUN / "run.json").read_text()),
+        (folder / "results/six/report.html").read_text(),
     )
 
 
@@ -145,6 +147,11 @@ def test_first_run_ingests_encodes_trains_and_evaluates(steps: dict[str, Step]) 
     assert first.code == 0, first.output
     assert first.cells == (VIEWS * len(SAMPLES), 0)
     assert first.rules == RULES - {"phantoms"}
+
+
+def test_the_page_has_the_ceiling_of_the_store(steps: dict[str, Step]) -> None:
+    assert "<dt>Ceiling</dt>" in steps["first"].page
+    assert "image PSNR" in steps["first"].page
 
 
 def test_data_sets_given_replace_the_default_ones(steps: dict[str, Step]) -> None:

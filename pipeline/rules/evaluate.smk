@@ -22,4 +22,4 @@ rule evaluate_run:
         run=run_folder,
     shell:
         "gms-lmm evaluate --run {params.run:q} --latents {params.store:q}"
-        " --split {wildcards.split} 2>&1 | tee {log:q}"
+        " --split {wildcards.split} --ceiling 2>&1 | tee {log:q}"

@@ -46,6 +46,12 @@ DEFINITIONS = {
     " image.",
 )
 @click.option(
+    "--student",
+    "with_student",
+    is_flag=True,
+    help="Score the masks of the run's student as well; the frozen decoder's remain the scores.",
+)
+@click.option(
     "--hd95",
     type=click.Choice(["monai", "pooled"]),
     default="monai",
@@ -63,6 +69,7 @@ def command(
     split: str,
     native: bool,
     with_ceiling: bool,
+    with_student: bool,
     hd95: "HD95",
     masks: Path | None,
     device: str,
@@ -90,6 +97,7 @@ def command(
             hd95=hd95,
             native=native,
             with_ceiling=with_ceiling,
+            with_student=with_student,
             progress=progress,
         )
     path = write_evaluation(evaluation, run.path / "evaluate")
@@ -106,6 +114,9 @@ def _show(summary: dict[str, Any]) -> None:
     _scores(f"{title} at {summary['size']} px", summary)
     if "native" in summary:
         _scores(f"{title}, original masks", summary["native"])
+    if "student" in summary:
+        _scores(f"{title}, decoded by the student", summary["student"])
+        click.echo(f"agrees with the frozen decoder at DSC {summary['student']['agreement']:.4f}")
     if "ceiling" in summary:
         show_ceiling("the tokenizer's ceiling", summary["ceiling"])
     click.echo(f"HD95 by the definition of {DEFINITIONS[summary['hd95_definition']]}")

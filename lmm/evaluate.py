@@ -1,7 +1,7 @@
 """Scores of a run on one split of a store: a table with one row an image, and a summary."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,10 @@ from PIL import Image
 from lmm.ceiling import ceiling
 from lmm.checkpoint import Run, write_json
 from lmm.decoder import THRESHOLD, MaskDecoder
-from lmm.latents import Latents, load_latents
+from lmm.latents import load_latents
 from lmm.metrics import HD95, score, summarise
 from lmm.native import Originals, as_columns
+from lmm.student_file import student_of
 from lmm.train import predict_latents
 from pipeline.errors import ArtefactError
 from pipeline.store import LatentStore
@@ -52,6 +53,7 @@ def evaluate(
     hd95: HD95 = "monai",
     native: bool = False,
     with_ceiling: bool = False,
+    with_student: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Predict, decode with the frozen decoder and score every clean image of a split.
@@ -61,9 +63,11 @@ def evaluate(
     hd95          definition of HD95; see `lmm.metrics.score`
     native        whether to score against the original masks at their own size as well
     with_ceiling  whether to add what the tokenizer alone scores; see `lmm.ceiling.ceiling`
+    with_student  whether to add what the masks of the run's student score
     progress      called with (decodes done, decodes in all): one an image, with the ceiling three
     raises        ArtefactError when the store was made with another tokenizer than the run was
-                  trained on; with `native`, as `lmm.native.Originals` does
+                  trained on, or when a run without a student is asked for its; with `native`, as
+                  `lmm.native.Originals` does
     """
     require_same_latents(run, store)
     latents = load_latents(store, split, views=1, device=device)
@@ -73,23 +77,32 @@ def evaluate(
     rows = torch.tensor(order, device=device)
     ids = [latents.sample_ids[place] for place in order]
     originals = Originals(store, ids) if native else None
+    student = student_of(run, device) if with_student else None
     masks: list[np.ndarray] = []
     native_scores: list[dict[str, Any]] = []
     decodes = len(ids) * (3 if with_ceiling else 1)
-    for grey in predict_greys(run, store, latents, rows):
+    decoder = MaskDecoder(load_tokenizer_of(store.tokenizer, device))
+    z_mask_hat = predict_latents(run.model(device), latents, "fp32")[rows]
+    for grey in decoder.greys(z_mask_hat):
         if originals:
             native_scores += originals.score(grey, len(masks), hd95)
         masks.extend((grey > THRESHOLD).cpu().numpy())
         if progress:
             progress(len(masks), decodes)
     predictions = np.stack(masks)
-    scores = score(predictions, latents.unpack(latents.mask_bits[0, rows]), hd95=hd95)
+    truths = latents.unpack(latents.mask_bits[0, rows])
+    scores = score(predictions, truths, hd95=hd95)
     columns = dict(scores)
     summary = {"split": split, **summarise(scores), **_what_was_scored(store, split, hd95)}
     if native:
         at_own_size = as_columns(native_scores)
         columns |= {f"native_{name}": values for name, values in at_own_size.items()}
         summary["native"] = summarise(at_own_size)
+    if student:
+        students = student.masks(z_mask_hat)
+        agreement = float(score(students, predictions)["dsc"].mean())
+        of_student = summarise(score(students, truths, hd95=hd95))
+        summary["student"] = {**of_student, "agreement": agreement}
     if with_ceiling:
         after = progress and partial(_after, progress, len(ids))
         summary["ceiling"] = ceiling(store, split, device, after, hd95=hd95).summary
@@ -113,15 +126,6 @@ def _per_image(
         .with_columns(**{name: pl.Series(values) for name, values in columns.items()})
         .with_columns(prediction_png=pl.Series([mask_png(mask) for mask in predictions]))
     )
-
-
-def predict_greys(
-    run: Run, store: LatentStore, latents: Latents, rows: torch.Tensor
-) -> Iterator[torch.Tensor]:
-    """Grey masks of the clean images of some rows of a split, in batches: (B, H, W) in [0, 1]."""
-    decoder = MaskDecoder(load_tokenizer_of(store.tokenizer, latents.device))
-    z_mask_hat = predict_latents(run.model(latents.device), latents, "fp32")
-    return decoder.greys(z_mask_hat[rows])
 
 
 def evaluation_name(run: Run, store: LatentStore, split: str) -> str:

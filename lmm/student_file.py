@@ -10,11 +10,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lmm.checkpoint import load_weights, weights_of
+from lmm.checkpoint import Run, load_weights, read_checkpoint, weights_of
 from lmm.decoder import MaskDecoder
 from lmm.distill import LATER_LR, Distillation, distil, synthetic_latents
 from lmm.latents import load_latents, model_latent
-from lmm.student import MaskStudent
+from lmm.student import MaskStudent, StudentDecoder
 from pipeline.errors import ArtefactError
 from pipeline.store import LatentStore
 
@@ -81,6 +81,19 @@ def measure(store: LatentStore, teacher: MaskDecoder, student: MaskStudent) -> d
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
         "agreement": distillation.agreement(unseen, teacher.masks(unseen)),
     }
+
+
+def student_of(run: Run, device: torch.device) -> StudentDecoder:
+    """The student that a run was trained with, as it was in the chosen epoch; float32.
+
+    raises  ArtefactError when the run was trained without one
+    """
+    path = run.path / STUDENT_FILE
+    if not path.exists() or run.tokenizer is None:
+        raise ArtefactError(f"{run.path} has no student", "train with --seg-decoder student")
+    student = MaskStudent(run.tokenizer["latent_channels"], run.tokenizer["downsampling"])
+    load_weights(student, read_checkpoint(path)[0])
+    return StudentDecoder(student.to(device), "fp32")
 
 
 def _true_latents(store: LatentStore, teacher: MaskDecoder) -> Tensor:

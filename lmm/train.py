@@ -29,7 +29,7 @@ from lmm.metrics import score
 from lmm.model import LatentMappingModel
 from lmm.settings import TrainSettings, learning_rate, steps_per_epoch
 from lmm.step import Learner
-from lmm.student_file import load_student
+from lmm.student_file import STUDENT_FILE, load_student
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import LatentStore
 from pipeline.tokenizer import Tokenizer, load_tokenizer_of
@@ -266,7 +266,7 @@ def _write_best(run: Run, learner: Learner, state: Progressed) -> None:
     write_checkpoint(run.path / "best.safetensors", weights_of(learner.model), progress)
     if learner.distillation:
         student = weights_of(learner.distillation.decoder.student)
-        write_checkpoint(run.path / "student.safetensors", student, progress)
+        write_checkpoint(run.path / STUDENT_FILE, student, progress)
 
 
 def _write_last(run: Run, learner: Learner, state: Progressed) -> None:

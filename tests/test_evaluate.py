@@ -14,13 +14,21 @@ import torch
 from PIL import Image
 
 from lmm.ceiling import ceiling
-from lmm.checkpoint import Run, create_run, open_run, write_checkpoint
+from lmm.checkpoint import (
+    Run,
+    create_run,
+    load_weights,
+    open_run,
+    read_checkpoint,
+    write_checkpoint,
+)
 from lmm.decoder import MaskDecoder
 from lmm.evaluate import evaluate, write_evaluation, write_masks
 from lmm.losses import to_grey
 from lmm.metrics import score
 from lmm.native import at_size
 from lmm.settings import TrainSettings
+from lmm.student import MaskStudent
 from lmm.train import train
 from pipeline.encode import encode
 from pipeline.errors import ArtefactError, InputError
@@ -217,6 +225,30 @@ def test_the_ceiling_beside_the_scores_is_that_of_the_store(run: Run, small_stor
     assert found["hd95"] != ceiling(store, "test", CPU).summary["hd95"]
     assert calls == sorted(calls)
     assert calls[-1] == (3 * count, 3 * count)
+
+
+def test_the_student_s_scores_stand_beside_the_frozen_decoder_s(
+    small_store: str, run: Run, tmp_path: Path
+) -> None:
+    store = open_store(small_store)
+    settings = TrainSettings(loss="compound", epochs=1, batch_size=1, width=16)
+    train(store, tmp_path / "run", settings, device=CPU)
+    taught = open_run(tmp_path / "run")
+    evaluation = evaluate(taught, store, "test", CPU, with_student=True)
+    student = MaskStudent(4, 8)
+    load_weights(student, read_checkpoint(tmp_path / "run" / "student.safetensors")[0])
+    rows = store.samples.with_row_index().filter(pl.col("split") == "test").sort("sample_id")
+    places = rows["index"].to_list()
+    means = torch.from_numpy(store.array("image_mean")[0][places]).float()
+    with torch.no_grad():
+        masks = student(taught.model()(means * 0.18215)["out"]) > 0
+    expected = score(masks, torch.from_numpy(store.array("mask")[0][places]))
+    found = evaluation.summary["student"]
+    assert found["dsc"] == pytest.approx(expected["dsc"].mean())
+    assert found["agreement"] == pytest.approx(score(masks, evaluation.masks)["dsc"].mean())
+    assert evaluation.summary["dsc"] == evaluate(taught, store, "test", CPU).summary["dsc"]
+    with pytest.raises(ArtefactError, match="has no student"):
+        evaluate(run, store, "test", CPU, with_student=True)
 
 
 def test_native_without_the_archive_says_where_it_was(

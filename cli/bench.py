@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
+from rich.table import Table
 
 from cli.distill import teach
 from cli.options import (
@@ -156,3 +158,43 @@ def bench_read_command(latents: str, as_json: bool) -> None:
 
     result = bench_read(open_store(latents))
     emit(result, as_json, lambda: table("bench read, cells per second", result))
+
+
+@command.command("storage")
+@latents_option
+@device_option
+@json_option
+def bench_storage_command(latents: str, device: str, as_json: bool) -> None:
+    """Write some cells in other chunks, codecs and precisions: bytes, reading speed, DSC.
+
+    \b
+    Example:
+      gms-lmm bench storage --latents busi.zarr
+    """
+    from lmm.bench_storage import bench_storage
+    from pipeline.device import choose_device
+    from pipeline.store import open_store
+    from pipeline.tokenizer import load_tokenizer_of
+
+    store = open_store(latents)
+    rows = bench_storage(store, load_tokenizer_of(store.tokenizer, choose_device(device)))
+    emit({"rows": rows}, as_json, lambda: _show_storage(rows))
+
+
+def _show_storage(rows: list[dict[str, Any]]) -> None:
+    grid = Table(title="bench storage", title_justify="left")
+    grid.add_column("what")
+    grid.add_column("way")
+    for heading in ("bytes a cell", "sequential cells/s", "random cells/s", "DSC %"):
+        grid.add_column(heading, justify="right")
+    for row in rows:
+        random, dsc = row.get("random_per_s"), row.get("dsc")
+        grid.add_row(
+            row["what"],
+            row["way"],
+            f"{row['bytes_per_cell']:,.0f}",
+            f"{row['sequential_per_s']:,.0f}",
+            "" if random is None else f"{random:,.0f}",
+            "" if dsc is None else f"{100 * dsc:.2f}",
+        )
+    Console(highlight=False).print(grid)

@@ -16,7 +16,7 @@ from cli.options import progress_bar
 from pipeline.store import open_store
 
 HELP_COMMANDS = [[name] for name in COMMANDS if name != "bench"]
-HELP_COMMANDS += [["bench", name] for name in ("encode", "train", "predict", "read")]
+HELP_COMMANDS += [["bench", name] for name in ("encode", "read", "train", "predict", "storage")]
 
 
 def run(*words: str) -> Result:

@@ -79,17 +79,17 @@ class Streamed:
         left: dict[str, torch.Tensor] = {}
         smallest = min(size, len(self))
         for cells in map_ahead(self._read, groups, ahead=1):
-            mixed = torch.randperm(len(cells["row"]), generator=draw.host)
             pool = {
-                name: torch.cat([left.get(name, values[:0]), values[mixed]])
+                name: torch.cat([left.get(name, values[:0]), values])
                 for name, values in cells.items()
             }
             arrays = {name: pool[name][None] for name in reader.names}
             latents = reader.latents(arrays, pool["row"].numpy())
+            mixed = torch.randperm(len(latents), generator=draw.host)
             whole = len(latents) // smallest * smallest
-            for sample in torch.arange(whole).split(smallest):
+            for sample in mixed[:whole].split(smallest):
                 yield draw.batch(latents, torch.zeros_like(sample), sample)
-            left = {name: values[whole:] for name, values in pool.items()}
+            left = {name: values[mixed[whole:]] for name, values in pool.items()}
 
     def _read(self, shards: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
         """The cells of some shards, and their rows in the split."""
@@ -139,8 +139,8 @@ def open_batches(store: LatentStore, settings: TrainSettings, device: torch.devi
         residency = fits[0] if fits else "stream"
     if residency == "stream":
         shard = store.shard_samples * reader.cell_bytes
-        # One group is mixed while the next is read.
-        shards = int(memory_allowed(settings, "ram", device) / shard / 2)
+        # One group is in use while the next is read, and each is there twice as it is put together.
+        shards = int(memory_allowed(settings, "ram", device) / shard / 4)
         return Streamed(reader, settings, device, max(1, shards))
     home = device if residency == "device" else torch.device("cpu")
     latents = load_latents(store, "train", masks=settings.loss != "lm", device=home)

@@ -151,7 +151,7 @@ def distil(
     student = MaskStudent(tokenizer.latent_channels, tokenizer.downsampling).to(tokenizer.device)
     distillation = Distillation(student, teacher, FIRST_LR, seed=0)
     made = synthetic_latents(z_mask, pairs, torch.Generator().manual_seed(0))
-    for some in made.split(16):
+    for some in made.split(32):
         distillation.remember(some, pairs)
         if progress:
             progress(len(distillation.grey), pairs + lessons)

@@ -42,8 +42,8 @@ def store(tmp_path_factory: pytest.TempPathFactory, kl_folder: Path) -> LatentSt
 
 @pytest.fixture(params=["ram", "stream"])
 def batches(request: pytest.FixtureRequest, store: LatentStore) -> Batches:
-    # 8 kB hold two shards of two cells: one is mixed while the next is read.
-    settings = replace(SETTINGS, residency=request.param, memory_gib=9000 / 2**30)
+    # Room for groups of two shards of two cells.
+    settings = replace(SETTINGS, residency=request.param, memory_gib=16 * CELL_BYTES / 2**30)
     return open_batches(store, settings, CPU)
 
 
@@ -125,8 +125,8 @@ def test_memory_decides_between_ram_and_stream_and_how_much_is_mixed(store: Late
     assert isinstance(opened(needed), Resident)
     streamed = opened(needed - 1)
     assert isinstance(streamed, Streamed)
-    # Two cells a shard; one group of shards is mixed while the next is read.
-    assert streamed.shards_at_a_time == (needed - 1) // (2 * CELL_BYTES) // 2
+    # Two cells a shard; a group in use and one being read, each twice while it is put together.
+    assert streamed.shards_at_a_time == (needed - 1) // (2 * CELL_BYTES) // 4
 
 
 def test_masks_are_not_read_for_the_latent_loss(store: LatentStore) -> None:

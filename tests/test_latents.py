@@ -110,3 +110,20 @@ def test_a_flipped_bit_is_an_error_that_names_its_chunk(store_copy: Path) -> Non
     chunk.write_bytes(bytes(content))
     with pytest.raises(ArtefactError, match="image_mean/c/2/0/0/0/0 is damaged"):
         load_latents(open_store(str(store_copy)), "train")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_never_reach_a_loss(store_copy: Path, value: float) -> None:
+    """Written through zarr, so that the chunk's checksum is right."""
+    array = zarr.open_group(str(store_copy))["mask_mean"]
+    places = open_store(str(store_copy)).samples["split"].to_list()
+    array[1, places.index("train"), 0, 0, 0] = value
+    with pytest.raises(ArtefactError, match="mask_mean/c/1/0/0/0/0 holds values that are not fin"):
+        load_latents(open_store(str(store_copy)), "train")
+
+
+def test_the_largest_values_of_float16_are_finite(store_copy: Path) -> None:
+    array = zarr.open_group(str(store_copy))["mask_mean"]
+    array[:] = 65504
+    latents = load_latents(open_store(str(store_copy)), "train")
+    assert float(latents.mask_mean.min()) == 65504

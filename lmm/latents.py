@@ -224,9 +224,7 @@ def load_latents(
             arrays[name][view, reader.rows(block)] = cells
 
     shards = [(view, block) for view in range(count) for block in reader.blocks]
-    # A disk answers at once, an object store late.
-    ahead = 2 if store.is_local else 16
-    for done, _ in enumerate(map_ahead(read, shards, ahead), 1):
+    for done, _ in enumerate(map_ahead(read, shards, store.reads_ahead), 1):
         if progress:
             progress(done, len(shards))
     tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}

@@ -16,10 +16,10 @@ import numpy as np
 import polars as pl
 import zarr
 from fsspec.implementations.local import LocalFileSystem
-from numcodecs import Zstd
-from numcodecs.checksum32 import CRC32C
 
+from pipeline.ahead import map_ahead
 from pipeline.augment import ViewPolicy, draw_views
+from pipeline.chunks import decode_chunk
 from pipeline.errors import ArtefactError
 from pipeline.keys import cell_keys
 from pipeline.manifest import Manifest
@@ -72,6 +72,11 @@ class LatentStore:
     def is_local(self) -> bool:
         """Whether the store is on a disk of this machine."""
         return isinstance(self.fs, LocalFileSystem)
+
+    @property
+    def reads_ahead(self) -> int:
+        """How many reads to begin before one is needed: a disk answers at once, S3 late."""
+        return 2 if self.is_local else 16
 
     @property
     def views(self) -> int:
@@ -142,12 +147,11 @@ class LatentStore:
 
         returns  uint8 [≥ views, sample, 16]
         """
-        return self._read("key", (slice(None), slice(len(self.samples))), "a chunk of key")
+        return self._digests("key")
 
     def checksums(self) -> np.ndarray:
         """Checksums of key and content of each cell; uint8 [≥ views, sample, arrays, 8]."""
-        everything = (slice(None), slice(len(self.samples)))
-        return self._read("checksum", everything, "a chunk of checksum")
+        return self._digests("checksum")
 
     def drop_keys(self, view: int, block: int, inside: np.ndarray) -> np.ndarray:
         """Take their keys from some cells of a shard, so that nothing vouches for their data.
@@ -186,36 +190,45 @@ class LatentStore:
     def read_shard(self, name: str, view: int, block: int) -> np.ndarray:
         """One shard of one array, not to be written to: [≤ shard_samples, …].
 
-        Its file is decoded here: through zarr it takes four times as long, nearly all of it zarr's
-        own work for a chunk.
+        Its CRC-32C is checked; the checksums of its cells are for `verify`.
 
         raises  ArtefactError naming the chunk when it is missing or fails its checksum: zarr
                 would give the fill value for a missing one
         """
-        chunk, rows = self.chunk_path(name, view, block), self.rows_of(block)
-        array = self.array(name)
-        try:
-            path = f"{self.root}/{chunk}"
-            content = Path(path).read_bytes() if self.is_local else self.fs.cat_file(path)
-        except FileNotFoundError as error:
-            raise ArtefactError(f"{self.url}: chunk {chunk} is missing", self._mend) from error
-        try:
-            content = CRC32C().decode(content)
-            if name == "mask":
-                content = Zstd().decode(content)
-            cells = np.frombuffer(content, array.dtype).reshape(array.chunks[1:])
-        except (RuntimeError, ValueError) as error:
-            raise ArtefactError(
-                f"{self.url}: chunk {chunk} is damaged: {error}", self._mend
-            ) from error
-        return cells[: rows.stop - rows.start]
+        cells = self._chunk(name, view, block)
+        if cells is None:
+            chunk = self.chunk_path(name, view, block)
+            raise ArtefactError(f"{self.url}: chunk {chunk} is missing", self._mend)
+        return cells
 
-    def _read(self, name: str, selection: Any, what: str) -> np.ndarray:
+    def _chunk(self, name: str, view: int, block: int) -> np.ndarray | None:
+        """One shard of one array; None where there is no such file."""
+        chunk, rows = self.chunk_path(name, view, block), self.rows_of(block)
         try:
-            data: np.ndarray = self.array(name)[selection]  # type: ignore[assignment]
+            content = self._content(f"{self.root}/{chunk}")
+        except FileNotFoundError:
+            return None
+        try:
+            return decode_chunk(content, self.array(name))[: rows.stop - rows.start]
         except Exception as error:  # each codec raises a type of its own on damaged bytes
-            raise ArtefactError(f"{self.url}: {what} is damaged: {error}", self._mend) from error
-        return data
+            what = f"{self.url}: chunk {chunk} is damaged: {error}"
+            raise ArtefactError(what, self._mend) from error
+
+    def _content(self, path: str) -> bytes:
+        if self.is_local:  # in a fifth of the time that fsspec takes
+            return Path(path).read_bytes()
+        return bytes(self.fs.cat_file(path))
+
+    def _digests(self, name: str) -> np.ndarray:
+        """All of `key` or `checksum`; zero where there is no file yet."""
+        array = self.array(name)
+        found = np.zeros((array.shape[0], len(self.samples), *array.shape[2:]), np.uint8)
+        places = list(np.ndindex(array.shape[0], self.blocks()))
+        chunks = map_ahead(lambda place: self._chunk(name, *place), places, self.reads_ahead)
+        for (view, block), cells in zip(places, chunks, strict=True):
+            if cells is not None:
+                found[view, self.rows_of(block)] = cells
+        return found
 
     @property
     def _mend(self) -> str:

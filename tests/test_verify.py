@@ -211,6 +211,16 @@ def test_receipt_with_other_digests_is_found(store: Path) -> None:
     assert fault["kind"] == "other receipt"
 
 
+def test_receipt_of_another_state_of_the_store_is_found(store: Path) -> None:
+    """Its digests of the arrays are right: the splits were others."""
+    receipt = json.loads((store / "receipt.json").read_text())
+    receipt["manifest_digest"] = "0" * 64
+    (store / "receipt.json").write_text(json.dumps(receipt))
+    (fault,) = faults(store)
+    assert (fault["kind"], fault["file"]) == ("other receipt", "receipt.json")
+    assert "that of another store" in fault["what"]
+
+
 def test_missing_receipt_is_found(store: Path) -> None:
     (store / "receipt.json").unlink()
     (fault,) = faults(store)
@@ -230,7 +240,7 @@ def test_what_a_killed_writer_left_is_no_fault_and_goes_when_the_store_is_finish
 
 def test_damaged_chunk_is_never_read_as_data(store: Path) -> None:
     flip_bit(chunk(store, "key", 0, 0))
-    with pytest.raises(ArtefactError, match="a chunk of key is damaged"):
+    with pytest.raises(ArtefactError, match="chunk key/c/.* is damaged"):
         open_store(str(store)).require_complete()
 
 

@@ -235,6 +235,29 @@ def test_whichever_write_fails_no_key_vouches_for_other_data(
     assert digests(url) == before
 
 
+@pytest.mark.parametrize("writes", range(7))
+def test_whichever_write_fails_the_same_encode_goes_on_to_the_same_store(
+    raw: Path,
+    url: str,
+    tokenizer: Tokenizer,
+    fail_at_write: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    writes: int,
+) -> None:
+    """A key that is written before its data would vouch for what was never written."""
+    run(small.ingest(raw), url, tokenizer, views=1)
+    small.edit_image(raw, "benign (3)")
+    edited = small.ingest(raw)
+    with monkeypatch.context():
+        fail_at_write(writes)
+        with pytest.raises(OSError, match="No space left"):
+            run(edited, url, tokenizer, views=1)
+    monkeypatch.undo()
+    assert counts(run(edited, url, tokenizer, views=1)) == (1, 5, 6)
+    run(edited, url + ".fresh", tokenizer, views=1)
+    assert digests(url) == digests(url + ".fresh")
+
+
 @pytest.mark.parametrize("leftover", ["empty folder", "group alone", "no attributes"])
 def test_creation_that_was_cut_short_is_begun_anew(
     raw: Path, url: str, tokenizer: Tokenizer, leftover: str

@@ -93,9 +93,12 @@ class Streamed:
 
     def _read(self, shards: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
         """The cells of some shards, and their rows in the split."""
-        cells = [self.reader.read(view, block) for view, block in shards]
-        arrays = {name: np.concatenate([some[name] for some in cells]) for name in cells[0]}
         rows = [self.reader.rows(block) for _, block in shards]
+        ends = np.cumsum([0, *(of.stop - of.start for of in rows)])
+        arrays = self.reader.empty(int(ends[-1]))
+        for (view, block), start, end in zip(shards, ends, ends[1:], strict=False):
+            into = {name: array[start:end] for name, array in arrays.items()}
+            self.reader.read(view, block, into)
         arrays["row"] = np.concatenate([np.arange(of.start, of.stop) for of in rows])
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 

@@ -148,25 +148,33 @@ class SplitReader:
         first, last = np.searchsorted(self.places, [block * length, (block + 1) * length])
         return slice(int(first), int(last))
 
-    def read(self, view: int, block: int) -> dict[str, np.ndarray]:
-        """The split's cells of one shard: latents float16 [rows, C, h, w], masks bit-packed.
+    def empty(self, *shape: int) -> dict[str, np.ndarray]:
+        """Room for cells: arrays [*shape, …], latents float16, masks as bits."""
+        return {
+            name: np.empty((*shape, *self.shape(name)), np.uint8 if name == "mask" else np.float16)
+            for name in self.names
+        }
+
+    def read(self, view: int, block: int, into: Mapping[str, np.ndarray]) -> None:
+        """Put the split's cells of one shard into arrays [rows, …] as `empty` makes them.
 
         raises  ArtefactError when a chunk is missing, damaged or not finite
         """
         store = self.store
         inside = self.places[self.rows(block)] % store.shard_samples
-        cells = {name: store.read_shard(name, view, block)[inside] for name in self.names}
-        for name in store.latent_arrays:
+        for name, room in into.items():
+            cells = store.read_shard(name, view, block)
+            if name == "mask":
+                cells = _packed(cells)
+            # Straight to its place: without a mode, numpy makes a copy first.
+            cells.take(inside, axis=0, out=room, mode="clip")
             # The exponent of what is not finite is all ones; ten times as fast as numpy.isfinite.
-            if ((cells[name].view(np.uint16) & 0x7C00) == 0x7C00).any():
+            if name != "mask" and ((room.view(np.uint16) & 0x7C00) == 0x7C00).any():
                 raise ArtefactError(
                     f"{store.url}: {store.chunk_path(name, view, block)} holds values that are "
                     "not finite",
                     "encode the data set into a new store",
                 )
-        if "mask" in cells:
-            cells["mask"] = _packed(cells["mask"])
-        return cells
 
     @property
     def cell_bytes(self) -> int:
@@ -211,17 +219,12 @@ def load_latents(
     reader = SplitReader(store, split, masks=masks)
     count = store.views if views is None else min(views, store.views)
     every = len(reader.places)
-    arrays = {
-        name: np.empty(
-            (count, every, *reader.shape(name)), np.uint8 if name == "mask" else np.float16
-        )
-        for name in reader.names
-    }
+    arrays = reader.empty(count, every)
 
     def read(shard: tuple[int, int]) -> None:
         view, block = shard
-        for name, cells in reader.read(view, block).items():
-            arrays[name][view, reader.rows(block)] = cells
+        rows = reader.rows(block)
+        reader.read(view, block, {name: array[view, rows] for name, array in arrays.items()})
 
     shards = [(view, block) for view in range(count) for block in reader.blocks]
     for done, _ in enumerate(map_ahead(read, shards, store.reads_ahead), 1):

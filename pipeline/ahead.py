@@ -17,8 +17,11 @@ def map_ahead(
     """work(item) for every item, in order, with at most `ahead` results begun and not yet read.
 
     Items are drawn in the reader's thread, so that they may come from another such iterator; an
-    error of `work` is raised in the place of its result.
+    error of `work` is raised in the place of its result. With `ahead` 0 there is no thread.
     """
+    if not ahead:
+        yield from map(work, items)
+        return
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor() as threads:
         for item in items:

@@ -38,3 +38,16 @@ def test_an_error_is_raised_in_the_place_of_its_result() -> None:
     assert [next(results), next(results)] == [1, 0.5]
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+def test_nothing_ahead_is_done_in_the_reader_s_own_thread_when_it_asks() -> None:
+    done: list[int] = []
+
+    def work(item: int) -> str:
+        done.append(item)
+        return threading.current_thread().name
+
+    results = map_ahead(work, [0, 1], ahead=0)
+    assert done == []
+    assert next(results) == threading.current_thread().name
+    assert done == [0]

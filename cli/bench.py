@@ -1,4 +1,4 @@
-"""gms-lmm bench: how fast this machine encodes and trains, as ratios within one run."""
+"""gms-lmm bench: how fast this machine encodes, trains and reads, as ratios within one run."""
 
 from pathlib import Path
 from typing import Any
@@ -107,3 +107,20 @@ def bench_train_command(
     )
     result = bench_train(open_store(latents), settings, chosen, steps=steps)
     emit(result, as_json, lambda: table("bench train, steps per second", result))
+
+
+@command.command("read")
+@latents_option
+@json_option
+def bench_read_command(latents: str, as_json: bool) -> None:
+    """Compare reading the train split of a store with NumPy's reading of the same bytes.
+
+    \b
+    Example:
+      gms-lmm bench read --latents busi.zarr
+    """
+    from lmm.bench_read import bench_read
+    from pipeline.store import open_store
+
+    result = bench_read(open_store(latents))
+    emit(result, as_json, lambda: table("bench read, cells per second", result))

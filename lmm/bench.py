@@ -46,7 +46,7 @@ def bench_encode(
     tokenizer.encode(pixels, precision)  # kernels are chosen at the first call
     whole_s = bare_s = 0.0
     for _ in range(_ROUNDS):
-        bare_s += _seconds(bare)
+        bare_s += seconds(bare)
         with tempfile.TemporaryDirectory() as folder:
             url = str(Path(folder) / "bench.zarr")
             report = encode(few, url, tokenizer, views=views, size=size, precision=precision)
@@ -112,9 +112,9 @@ def bench_train(
     train_step(model, optimiser, ready, decoder, settings)  # kernels are chosen at the first call
     loop_s = compute_s = online_s = 0.0
     for _ in range(_ROUNDS):
-        compute_s += _seconds(compute)
-        loop_s += _seconds(loop)
-        online_s += _seconds(online)
+        compute_s += seconds(compute)
+        loop_s += seconds(loop)
+        online_s += seconds(online)
     rates = [_ROUNDS * steps / loop_s, _ROUNDS * steps / compute_s, _ROUNDS / online_s]
     return {
         "steps_per_s": rates[0],
@@ -157,7 +157,8 @@ def _online_step(
     return loss["total"].detach()
 
 
-def _seconds(work: Callable[[], None]) -> float:
+def seconds(work: Callable[[], None]) -> float:
+    """Wall-clock time of a call, s."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

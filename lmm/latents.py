@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pipeline.ahead import map_ahead
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import LatentStore
 
 POSTERIORS = ("mean", "sample", "gms")
+_EXPONENT = np.uint16(0x7C00)  # bits of a float16
 
 
 def model_latent(
@@ -141,18 +143,24 @@ def load_latents(
     arrays = {name: _allocate(store, name, count, len(places)) for name in names}
     length = store.shard_samples
     blocks = np.unique(places // length).tolist()
-    for step, (view, block) in enumerate((v, b) for v in range(count) for b in blocks):
-        rows = np.flatnonzero(places // length == block)
-        inside = places[rows] % length
+
+    def read(shard: tuple[int, int]) -> None:
+        view, block = shard
+        here = slice(*np.searchsorted(places, [block * length, (block + 1) * length]))
         for name, array in arrays.items():
-            cells = store.read_shard(name, view, block)[inside]
-            if name == "mask":
-                array[view, rows] = np.packbits(cells, axis=-1)
-            else:
-                _require_finite(store, name, view, block, cells)
-                array[view, rows] = cells
+            cells = store.read_shard(name, view, block)
+            read_here = array[view, here]
+            # Straight into its place: without a mode, numpy makes a copy first.
+            (_packed(cells) if name == "mask" else cells).take(
+                places[here] % length, axis=0, out=read_here, mode="clip"
+            )
+            if name != "mask":
+                _require_finite(store, name, view, block, read_here)
+
+    shards = [(view, block) for view in range(count) for block in blocks]
+    for done, _ in enumerate(map_ahead(read, shards), 1):
         if progress:
-            progress(step + 1, count * len(blocks))
+            progress(done, len(shards))
     tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     return Latents(
         sample_ids=store.samples["sample_id"].gather(places).to_list(),
@@ -172,10 +180,20 @@ def _allocate(store: LatentStore, name: str, views: int, samples: int) -> np.nda
     return np.empty((views, samples, *store.latent_shape), dtype=np.float16)
 
 
+def _packed(mask: np.ndarray) -> np.ndarray:
+    """Masks as bits, rows padded to whole bytes: (n, H, W) bool → (n, H, ⌈W/8⌉) uint8."""
+    count, height, width = mask.shape
+    # Long rows pack several times as fast, and where no row needs padding they are the same.
+    rows = mask if width % 8 else mask.reshape(count, -1)
+    return np.packbits(rows, axis=-1).reshape(count, height, -1)
+
+
 def _require_finite(
     store: LatentStore, name: str, view: int, block: int, cells: np.ndarray
 ) -> None:
-    if not np.isfinite(cells).all():
+    # Infinities and NaN are the numbers whose exponent is all ones; numpy.isfinite converts each
+    # float16 first, in twenty times the time.
+    if ((cells.view(np.uint16) & _EXPONENT) == _EXPONENT).any():
         raise ArtefactError(
             f"{store.url}: {name} of view {view}, samples {store.rows_of(block).start} and on, "
             "holds values that are not finite",

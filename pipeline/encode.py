@@ -264,7 +264,7 @@ def _write_shard(store: LatentStore, shard: Shard, cells: dict[str, np.ndarray])
     for name, values in {**in_order, "checksum": cell_checksums(wanted, in_order)}.items():
         if others.any():
             # Never straight from zarr, which gives the fill value for a chunk that was lost.
-            data = store.read_shard(name, shard.view, shard.block)
+            data = store.read_shard(name, shard.view, shard.block).copy()
         else:
             fill = store.array(name).fill_value
             data = np.full((len(keys), *values.shape[1:]), fill, values.dtype)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import zarr
 
+from lmm import latents as latents_module
 from lmm.latents import load_latents, model_latent, raw_latent
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import open_store
@@ -67,6 +68,14 @@ def test_posterior_modes_follow_their_formulas(small_store: str) -> None:
         torch.testing.assert_close(batch.z_image[0], z_image)
 
 
+@pytest.mark.parametrize("width", [20, 64])
+def test_packed_masks_are_those_that_numpy_packs_row_by_row(width: int) -> None:
+    mask = np.random.default_rng(0).random((3, 6, width)) > 0.5
+    packed = latents_module._packed(mask)
+    assert packed.shape == (3, 6, -(-width // 8))
+    np.testing.assert_array_equal(np.unpackbits(packed, axis=-1)[..., :width], mask)
+
+
 def test_masks_of_a_width_that_is_no_multiple_of_eight_survive_packing(small_store: str) -> None:
     latents = load_latents(open_store(small_store), "train")
     rng = np.random.default_rng(0)
@@ -110,3 +119,20 @@ def test_a_flipped_bit_is_an_error_that_names_its_chunk(store_copy: Path) -> Non
     chunk.write_bytes(bytes(content))
     with pytest.raises(ArtefactError, match="image_mean/c/2/0/0/0/0 is damaged"):
         load_latents(open_store(str(store_copy)), "train")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_latent_that_is_not_finite_is_an_error_that_names_its_view(
+    store_copy: Path, value: float
+) -> None:
+    """Written through zarr, so that the chunk's own checksum is right."""
+    store = open_store(str(store_copy))
+    row = store.samples["split"].to_list().index("train")
+    zarr.open_group(str(store_copy))["image_std"][1, row, 2, 3, 4] = value
+    with pytest.raises(ArtefactError, match=r"image_std of view 1, samples 0 and on.*not finite"):
+        load_latents(store, "train")
+
+
+def test_the_largest_float16_is_finite(store_copy: Path) -> None:
+    zarr.open_group(str(store_copy))["mask_mean"][1, :, 0, 0, 0] = 65504
+    assert load_latents(open_store(str(store_copy)), "train").mask_mean.max() == 65504

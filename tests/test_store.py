@@ -231,7 +231,7 @@ def test_flipped_bit_in_a_key_is_an_error(store_copy: Path) -> None:
     content = bytearray(chunk.read_bytes())
     content[3] ^= 1
     chunk.write_bytes(content)
-    with pytest.raises(ArtefactError, match="key is damaged"):
+    with pytest.raises(ArtefactError, match="chunk key/c/0/0/0 is damaged"):
         open_store(str(store_copy)).present()
 
 

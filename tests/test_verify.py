@@ -230,7 +230,7 @@ def test_what_a_killed_writer_left_is_no_fault_and_goes_when_the_store_is_finish
 
 def test_damaged_chunk_is_never_read_as_data(store: Path) -> None:
     flip_bit(chunk(store, "key", 0, 0))
-    with pytest.raises(ArtefactError, match="a chunk of key is damaged"):
+    with pytest.raises(ArtefactError, match="chunk key/c/0/0/0 is damaged"):
         open_store(str(store)).require_complete()
 
 

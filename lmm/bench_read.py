@@ -1,0 +1,70 @@
+"""How fast a split is read from a store, against NumPy reading the same bytes from .npy files."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmm.bench import seconds
+from lmm.latents import Latents, load_latents
+from pipeline.store import LatentStore
+
+_ROUNDS = 5
+
+
+def bench_read(store: LatentStore) -> dict[str, Any]:
+    """`load_latents` of the train split against np.load of the same bytes, in turns.
+
+    store  as training reads it: all views, latents and masks; every cell's key is held against the
+           one that is wanted (those are computed once for an opened store), every chunk against its
+           CRC-32C, every latent is finite. Cells' checksums are for `verify` alone
+    npy    one np.load of one file with all of that, unchecked
+    files  one np.load a cell, as caches of one file a sample and view read, unchecked
+
+    All is read warm, from the page cache: the first reading of each is not counted.
+
+    returns  samples_per_s, npy_samples_per_s and files_samples_per_s in cells per second; ratio
+             (store ÷ npy); files_ratio (store ÷ files); cells; bytes_per_cell, what the chunks of
+             latents and masks take on disk, over all cells of the store
+    """
+    split_u8 = _bytes_of(load_latents(store, "train"))
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder, "split.npy")
+        np.save(whole, split_u8)
+        files = [Path(folder, f"{cell}.npy") for cell in range(len(split_u8))]
+        for file, cell_u8 in zip(files, split_u8, strict=True):
+            np.save(file, cell_u8)
+
+        def one_by_one() -> None:
+            read_u8 = np.empty_like(split_u8)
+            for place, file in enumerate(files):
+                read_u8[place] = np.load(file)
+
+        ways = [lambda: load_latents(store, "train"), lambda: np.load(whole), one_by_one]
+        times = np.array([[seconds(way) for way in ways] for _ in range(_ROUNDS + 1)])[1:]
+    rates = (len(split_u8) / times.mean(axis=0)).tolist()
+    return {
+        "samples_per_s": rates[0],
+        "npy_samples_per_s": rates[1],
+        "ratio": rates[0] / rates[1],
+        "files_samples_per_s": rates[2],
+        "files_ratio": rates[0] / rates[2],
+        "cells": len(split_u8),
+        "bytes_per_cell": bytes_per_cell(store),
+    }
+
+
+def _bytes_of(latents: Latents) -> np.ndarray:
+    """All that is held of a split, one row a cell; uint8 [cells, bytes]."""
+    parts = (latents.image_mean, latents.image_std, latents.mask_mean, latents.mask_bits)
+    cells = latents.views * len(latents)
+    rows = [part.numpy().reshape(cells, -1).view(np.uint8) for part in parts if part is not None]
+    return np.concatenate(rows, axis=1)
+
+
+def bytes_per_cell(store: LatentStore) -> float:
+    """What latents and masks take on disk, last shard and all, divided by the cells there are."""
+    chunks = tuple(f"{name}/c/" for name in store.data_arrays)
+    total = sum(size for file, size in store.files.items() if file.startswith(chunks))
+    return total / (store.views * len(store.samples))

@@ -3,7 +3,6 @@
 import errno
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -186,22 +185,19 @@ def _encode_cells(
     batch_size: int | None,
     progress: Progress | None,
 ) -> None:
-    """Side by side: the next block's images decode, this shard encodes, the last is written."""
+    """Shard after shard, each written before the next: a killed process loses one, not two.
+
+    Only the images of the next block are decoded meanwhile.
+    """
     encoder = CellEncoder(tokenizer, precision, batch_size)
     done, total = 0, int(todo.sum())
-    writing: Future[None] | None = None
-    with ThreadPoolExecutor(1, "writer") as writer:
-        for shards, images, masks, places in _decoded_blocks(store, todo, manifest):
-            for shard in shards:
-                cells = _shard_cells(store, shard, encoder, images, masks, places)
-                if writing:  # a killed process loses one encoded shard, not several
-                    writing.result()
-                writing = writer.submit(_write_shard, store, shard, cells)
-                done += len(shard.rows)
-                if progress:
-                    progress(done, total)
-        if writing:
-            writing.result()
+    for shards, images, masks, places in _decoded_blocks(store, todo, manifest):
+        for shard in shards:
+            cells = _shard_cells(store, shard, encoder, images, masks, places)
+            _write_shard(store, shard, cells)
+            done += len(shard.rows)
+            if progress:
+                progress(done, total)
 
 
 def _decoded_blocks(

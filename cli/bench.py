@@ -1,15 +1,18 @@
-"""gms-lmm bench: how fast this machine encodes, trains and reads, as ratios within one run."""
+"""gms-lmm bench: how fast this machine encodes, trains and reads, compared within one run."""
 
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
+from rich.table import Table
 
 from cli.options import (
     device_option,
     emit,
     json_option,
     latents_option,
+    progress_bar,
     size_option,
     step_precision_option,
     step_size_option,
@@ -124,3 +127,43 @@ def bench_read_command(latents: str, as_json: bool) -> None:
 
     result = bench_read(open_store(latents))
     emit(result, as_json, lambda: table("bench read, cells per second", result))
+
+
+@command.command("storage")
+@latents_option
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    default=1024,
+    show_default=True,
+    help="Samples to write anew, at most.",
+)
+@device_option
+@json_option
+def bench_storage_command(latents: str, samples: int, device: str, as_json: bool) -> None:
+    """Write cells of a store anew in other layouts, codecs and precisions, and compare them.
+
+    \b
+    Example:
+      gms-lmm bench storage --latents busi.zarr
+    """
+    from lmm.bench_storage import bench_storage
+    from pipeline.device import choose_device
+    from pipeline.store import open_store
+
+    store = open_store(latents)
+    with progress_bar("bench storage", "variants") as progress:
+        rows = bench_storage(store, choose_device(device), samples=samples, progress=progress)
+    emit({"variants": rows}, as_json, lambda: _show_variants(rows))
+
+
+def _show_variants(rows: list[dict[str, Any]]) -> None:
+    grid = Table(title="bench storage, one view", title_justify="left")
+    grid.add_column("variant", no_wrap=True)
+    for heading in ("bytes/cell", "cells/s in order", "at random", "DSC %"):
+        grid.add_column(heading, justify="right")
+    for row in rows:
+        rates = [f"{row[key]:.0f}" for key in ("bytes_per_cell", "cells_per_s", "random_per_s")]
+        dsc = "" if row["dsc"] is None else f"{100 * row['dsc']:.2f}"
+        grid.add_row(row["variant"], *rates, dsc)
+    Console(highlight=False).print(grid)

@@ -15,7 +15,7 @@ from cli.main import COMMANDS, main
 from cli.options import progress_bar
 
 HELP_COMMANDS = [[name] for name in COMMANDS if name != "bench"]
-HELP_COMMANDS += [["bench", name] for name in ("encode", "train", "read")]
+HELP_COMMANDS += [["bench", name] for name in ("encode", "train", "read", "storage")]
 
 
 def run(*words: str) -> Result:

@@ -19,8 +19,9 @@ def bench_read(store: LatentStore) -> dict[str, Any]:
     store  as training reads it: all views, latents and masks; every cell's key is held against the
            one that is wanted (those are computed once for an opened store), every chunk against its
            CRC-32C, every latent is finite. Cells' checksums are for `verify` alone
-    npy    one np.load of one file with all of that, unchecked
-    files  one np.load a cell, as caches of one file a sample and view read, unchecked
+    npy    one np.load of one file that holds all of it, unchecked
+    files  one np.load for each latent and mask of each cell, as caches of one file a sample and
+           view read them, into the same arrays, unchecked
 
     All is read warm, from the page cache: the first reading of each is not counted.
 
@@ -28,39 +29,40 @@ def bench_read(store: LatentStore) -> dict[str, Any]:
              (store ÷ npy); files_ratio (store ÷ files); cells; bytes_per_cell, what the chunks of
              latents and masks take on disk, over all cells of the store
     """
-    split_u8 = _bytes_of(load_latents(store, "train"))
+    tensors = _tensors(load_latents(store, "train"))
+    cells = len(tensors[0])
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder, "split.npy")
-        np.save(whole, split_u8)
-        files = [Path(folder, f"{cell}.npy") for cell in range(len(split_u8))]
-        for file, cell_u8 in zip(files, split_u8, strict=True):
-            np.save(file, cell_u8)
+        np.save(whole, np.concatenate([x.reshape(cells, -1).view(np.uint8) for x in tensors], 1))
+        files = [[Path(folder, f"{i}-{n}.npy") for n in range(cells)] for i in range(len(tensors))]
+        for tensor, of_cells in zip(tensors, files, strict=True):
+            for file, cell in zip(of_cells, tensor, strict=True):
+                np.save(file, cell)
 
         def one_by_one() -> None:
-            read_u8 = np.empty_like(split_u8)
-            for place, file in enumerate(files):
-                read_u8[place] = np.load(file)
+            for tensor, of_cells in zip(tensors, files, strict=True):
+                read = np.empty_like(tensor)
+                for place, file in enumerate(of_cells):
+                    read[place] = np.load(file)
 
         ways = [lambda: load_latents(store, "train"), lambda: np.load(whole), one_by_one]
         times = np.array([[seconds(way) for way in ways] for _ in range(_ROUNDS + 1)])[1:]
-    rates = (len(split_u8) / times.mean(axis=0)).tolist()
+    rates = (cells / times.mean(axis=0)).tolist()
     return {
         "samples_per_s": rates[0],
         "npy_samples_per_s": rates[1],
         "ratio": rates[0] / rates[1],
         "files_samples_per_s": rates[2],
         "files_ratio": rates[0] / rates[2],
-        "cells": len(split_u8),
+        "cells": cells,
         "bytes_per_cell": bytes_per_cell(store),
     }
 
 
-def _bytes_of(latents: Latents) -> np.ndarray:
-    """All that is held of a split, one row a cell; uint8 [cells, bytes]."""
+def _tensors(latents: Latents) -> list[np.ndarray]:
+    """All that is held of a split: each latent and the masks' bits, [cells, …]."""
     parts = (latents.image_mean, latents.image_std, latents.mask_mean, latents.mask_bits)
-    cells = latents.views * len(latents)
-    rows = [part.numpy().reshape(cells, -1).view(np.uint8) for part in parts if part is not None]
-    return np.concatenate(rows, axis=1)
+    return [part.flatten(0, 1).numpy() for part in parts if part is not None]
 
 
 def bytes_per_cell(store: LatentStore) -> float:

@@ -122,7 +122,11 @@ def load_latents(
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Latents:
-    """Read one split of a finished store into memory, shard by shard.
+    """Read one split of a finished store into memory, some shards at a time in threads.
+
+    Checked are: that every cell has the key it should have, the CRC-32C of every chunk, and that
+    every latent is finite. The checksums of cells, which tell one cell from another, are for
+    `verify`.
 
     views    how many views from 0 on; None for all. Evaluation reads one, the clean images
     masks    whether the masks are read too; they are the larger part of the reading
@@ -141,24 +145,10 @@ def load_latents(
     count = store.views if views is None else min(views, store.views)
     names = [*store.latent_arrays, *(["mask"] if masks else [])]
     arrays = {name: _allocate(store, name, count, len(places)) for name in names}
-    length = store.shard_samples
-    blocks = np.unique(places // length).tolist()
-
-    def read(shard: tuple[int, int]) -> None:
-        view, block = shard
-        here = slice(*np.searchsorted(places, [block * length, (block + 1) * length]))
-        for name, array in arrays.items():
-            cells = store.read_shard(name, view, block)
-            read_here = array[view, here]
-            # Straight into its place: without a mode, numpy makes a copy first.
-            (_packed(cells) if name == "mask" else cells).take(
-                places[here] % length, axis=0, out=read_here, mode="clip"
-            )
-            if name != "mask":
-                _require_finite(store, name, view, block, read_here)
-
+    blocks = np.unique(places // store.shard_samples).tolist()
     shards = [(view, block) for view in range(count) for block in blocks]
-    for done, _ in enumerate(map_ahead(read, shards), 1):
+    reads = map_ahead(lambda shard: _read_shard(store, places, arrays, *shard), shards)
+    for done, _ in enumerate(reads, 1):
         if progress:
             progress(done, len(shards))
     tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
@@ -178,6 +168,22 @@ def _allocate(store: LatentStore, name: str, views: int, samples: int) -> np.nda
     if name == "mask":
         return np.empty((views, samples, store.size, -(-store.size // 8)), dtype=np.uint8)
     return np.empty((views, samples, *store.latent_shape), dtype=np.float16)
+
+
+def _read_shard(
+    store: LatentStore, places: np.ndarray, arrays: dict[str, np.ndarray], view: int, block: int
+) -> None:
+    """The cells of one shard that lie at `places`, into theirs in the arrays."""
+    rows = store.rows_of(block)
+    here = slice(*np.searchsorted(places, [rows.start, rows.stop]))
+    for name, array in arrays.items():
+        cells, target = store.read_shard(name, view, block), array[view, here]
+        if name == "mask":
+            cells = _packed(cells)
+        # With the default mode, numpy would write to a copy first.
+        cells.take(places[here] - rows.start, axis=0, out=target, mode="clip")
+        if name != "mask":
+            _require_finite(store, name, view, block, target)
 
 
 def _packed(mask: np.ndarray) -> np.ndarray:

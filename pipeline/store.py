@@ -179,7 +179,7 @@ class LatentStore:
     def read_shard(self, name: str, view: int, block: int) -> np.ndarray:
         """One shard of one array: [≤ shard_samples, …], not to be written to.
 
-        Its CRC-32C is checked, the checksums of its cells are not: that is for `verify`.
+        The chunk's CRC-32C is checked, the checksums of its cells are not: that is for `verify`.
 
         raises  ArtefactError naming the chunk when it is missing or fails its checksum: zarr
                 would give the fill value for a missing one

@@ -38,7 +38,7 @@ def test_bytes_per_cell_are_those_of_the_files_over_all_cells(small_store: str) 
     assert bench_read.bytes_per_cell(open_store(small_store)) == pytest.approx(total / 18)
 
 
-def test_numpy_reads_all_that_the_store_gives_in_one_file_and_in_one_a_cell(
+def test_numpy_reads_all_that_the_store_gives_from_one_file_and_from_one_a_cell_and_array(
     small_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load, read = np.load, {"split": 0, "cells": 0}

@@ -296,6 +296,15 @@ def test_image_that_changed_since_ingest_is_named(
     assert "gms-lmm ingest" in caught.value.fix
 
 
+def test_mask_that_changed_since_ingest_is_named(raw: Path, url: str, tokenizer: Tokenizer) -> None:
+    manifest = small.ingest(raw)
+    mask = raw / "Dataset_BUSI_with_GT/benign/benign (1)_mask_1.png"  # the second of its two
+    small.turn_mask(mask)
+    with pytest.raises(InputError, match="changed since it was ingested") as caught:
+        run(manifest, url, tokenizer)
+    assert str(mask) in caught.value.message
+
+
 def test_image_that_is_gone_is_named(raw: Path, url: str, tokenizer: Tokenizer) -> None:
     manifest = small.ingest(raw)
     small.image_path(raw, "malignant (1)").unlink()

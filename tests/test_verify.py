@@ -211,6 +211,20 @@ def test_receipt_with_other_digests_is_found(store: Path) -> None:
     assert fault["kind"] == "other receipt"
 
 
+@pytest.mark.parametrize("key", ["config_digest", "manifest_digest", "samples_digest", "by_split"])
+def test_receipt_of_other_settings_or_samples_is_found_though_the_arrays_are_the_same(
+    store: Path, key: str
+) -> None:
+    receipt = json.loads((store / "receipt.json").read_text())
+    receipt[key] = {"train": 70} if key == "by_split" else "0" * 64
+    (store / "receipt.json").write_text(json.dumps(receipt))
+    (fault,) = faults(store)
+    assert (fault["kind"], fault["what"]) == (
+        "other receipt",
+        "receipt.json is that of another store",
+    )
+
+
 def test_missing_receipt_is_found(store: Path) -> None:
     (store / "receipt.json").unlink()
     (fault,) = faults(store)

@@ -152,7 +152,7 @@ def bench_storage_command(latents: str, samples: int, device: str, as_json: bool
     from pipeline.store import open_store
 
     store = open_store(latents)
-    with progress_bar("bench storage", "variants") as progress:
+    with progress_bar("bench storage", "rounds") as progress:
         rows = bench_storage(store, choose_device(device), samples=samples, progress=progress)
     emit({"variants": rows}, as_json, lambda: _show_variants(rows))
 

@@ -20,7 +20,7 @@ from lmm.metrics import score
 from pipeline.store import LatentStore
 from pipeline.tokenizer import Tokenizer, load_tokenizer_of
 
-_ROUNDS = 3
+_ROUNDS = 5
 _DECODED = 32  # masks
 _AT_RANDOM = 64  # cells
 _SHARD = 64
@@ -73,7 +73,8 @@ def bench_storage(
 ) -> list[dict[str, Any]]:
     """Write the clean cells of a store anew in each variant, read them with zarr, decode some.
 
-    Every chunk has a CRC-32C, and is read warm, from the page cache. Stored now are latents as
+    Every chunk has a CRC-32C, and is read warm, from the page cache; the variants take turns, and
+    the median of their rounds counts. Stored now are latents as
     `chunk 64` and masks as `mask: zstd 3`. `float32` holds mask latents encoded anew in fp32.
 
     samples  how many of the store's samples, from the first on
@@ -92,22 +93,33 @@ def bench_storage(
     exact[:_DECODED, 1] = _encoded(decoder.tokenizer, masks[:_DECODED])
     work = [(variant, latents) for variant in LATENTS] + [(Variant("float32"), exact)]
     work += [(variant, masks) for variant in MASKS]
-    scored: dict[bytes, float] = {}
-    rows = []
-    for done, (variant, cells) in enumerate(work, 1):
-        with tempfile.TemporaryDirectory() as folder:
-            array = _written(folder, variant, cells)
-            row: dict[str, Any] = {"variant": variant.name, **_measured(array, Path(folder))}
-            read = np.asarray(array[:_DECODED])
-        row["dsc"] = None
-        if cells is not masks:
-            if read.tobytes() not in scored:  # a codec that loses nothing need not be decoded
-                scored[read.tobytes()] = _dsc(decoder, read[:, 1], masks[:_DECODED])
-            row["dsc"] = scored[read.tobytes()]
-        rows.append(row)
-        if progress:
-            progress(done, len(work))
-    return rows
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = [
+            _written(Path(folder, str(place)), variant, cells)
+            for place, (variant, cells) in enumerate(work)
+        ]
+        rounds = []
+        for step in range(_ROUNDS + 1):  # the first warms the page cache
+            rounds.append([(seconds(_in_order(a)), seconds(_at_random(a))) for a in arrays])
+            if progress:
+                progress(step + 1, _ROUNDS + 1)
+        times = np.median(rounds[1:], axis=0)
+        sizes = [_bytes_of(Path(folder, str(place))) for place in range(len(work))]
+        decoded = [np.asarray(array[:_DECODED]) for array in arrays[: -len(MASKS)]]
+    scores = _scores(decoder, decoded, masks[:_DECODED])
+    count = len(masks)
+    return [
+        {
+            "variant": variant.name,
+            "bytes_per_cell": size / count,
+            "cells_per_s": float(count / in_order_s),
+            "random_per_s": float(_AT_RANDOM / random_s),
+            "dsc": dsc,
+        }
+        for (variant, _), size, (in_order_s, random_s), dsc in zip(
+            work, sizes, times, [*scores, *[None] * len(MASKS)], strict=True
+        )
+    ]
 
 
 def _encoded(tokenizer: Tokenizer, masks: np.ndarray) -> np.ndarray:
@@ -115,11 +127,11 @@ def _encoded(tokenizer: Tokenizer, masks: np.ndarray) -> np.ndarray:
     return torch.cat([tokenizer.encode(one)[0] for one in mask_pm1.split(1)]).cpu().numpy()
 
 
-def _written(folder: str, variant: Variant, cells: np.ndarray) -> zarr.Array[Any]:
+def _written(folder: Path, variant: Variant, cells: np.ndarray) -> zarr.Array[Any]:
     cells = variant.then(cells) if variant.then else cells
     shape = cells.shape[1:]
     array = zarr.create_array(
-        folder,
+        str(folder),
         shape=cells.shape,
         dtype=cells.dtype,
         chunks=(variant.chunk, *shape),
@@ -130,31 +142,38 @@ def _written(folder: str, variant: Variant, cells: np.ndarray) -> zarr.Array[Any
     return array
 
 
-def _measured(array: zarr.Array[Any], folder: Path) -> dict[str, float]:
-    count, step = array.shape[0], max(_SHARD, array.chunks[0])
-    drawn = np.random.default_rng(0).integers(0, count, _AT_RANDOM).tolist()
+def _in_order(array: zarr.Array[Any]) -> Callable[[], None]:
+    step = max(_SHARD, array.chunks[0])
 
-    def in_order() -> None:
-        for start in range(0, count, step):
+    def read() -> None:
+        for start in range(0, array.shape[0], step):
             array[start : start + step]
 
-    def at_random() -> None:
+    return read
+
+
+def _at_random(array: zarr.Array[Any]) -> Callable[[], None]:
+    drawn = np.random.default_rng(0).integers(0, array.shape[0], _AT_RANDOM).tolist()
+
+    def read() -> None:
         for place in drawn:
             array[place]
 
-    in_order_s, random_s = (
-        np.mean([seconds(way) for _ in range(_ROUNDS + 1)][1:]) for way in (in_order, at_random)
-    )
+    return read
+
+
+def _bytes_of(folder: Path) -> int:
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "zarr.json"]
-    return {
-        "bytes_per_cell": sum(file.stat().st_size for file in files) / count,
-        "cells_per_s": float(count / in_order_s),
-        "random_per_s": float(_AT_RANDOM / random_s),
-    }
+    return sum(file.stat().st_size for file in files)
 
 
-def _dsc(decoder: MaskDecoder, latents: np.ndarray, masks: np.ndarray) -> float:
-    tokenizer = decoder.tokenizer
-    raw = torch.from_numpy(latents).to(tokenizer.device)
-    z_mask = model_latent(raw, tokenizer.scaling_factor, tokenizer.shift_factor)
-    return float(score(decoder.masks(z_mask), masks)["dsc"].mean())
+def _scores(decoder: MaskDecoder, variants: list[np.ndarray], masks: np.ndarray) -> list[float]:
+    """Mean DSC of each variant's mask latents, decoded, against the masks."""
+    known: dict[bytes, float] = {}  # a codec that loses nothing need not be decoded again
+    for read in variants:
+        if read.tobytes() not in known:
+            tokenizer = decoder.tokenizer
+            raw = torch.from_numpy(read[:, 1]).to(tokenizer.device)
+            z_mask = model_latent(raw, tokenizer.scaling_factor, tokenizer.shift_factor)
+            known[read.tobytes()] = float(score(decoder.masks(z_mask), masks)["dsc"].mean())
+    return [known[read.tobytes()] for read in variants]

@@ -26,7 +26,7 @@ from pipeline.store import (
 SHARD_SAMPLES = 64
 _SOFTWARE = ("gms-lmm", "torch", "diffusers", "kornia", "zarr", "pillow")
 _OWN_NAMES = {"zarr.json", "samples.parquet", *DATA_ARRAYS, *CELL_ARRAYS}
-_LATENT_CODECS = (Crc32cCodec(),)  # any compressor reads less than half as fast, see README.md
+_LATENT_CODECS = (Crc32cCodec(),)  # read faster than any compressor's, see README.md
 _MASK_CODECS = (ZstdCodec(level=3), Crc32cCodec())
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from pipeline.encode import EncodeReport, encode
 from pipeline.errors import ArtefactError, InputError, UsageError
+from pipeline.lock import writer_lock
 from pipeline.manifest import Manifest, write_manifest
 from pipeline.receipt import array_digests
 from pipeline.store import open_store
@@ -259,6 +260,16 @@ def test_creation_that_was_cut_short_is_begun_anew(
             group.create_array("image_mean", shape=(1, 2), dtype="float16")
     assert counts(run(small.ingest(raw), url, tokenizer)) == (12, 0, 12)
     assert open_store(url).array("image_mean").ndim == 5
+
+
+def test_store_that_someone_else_writes_to_is_left_alone(
+    raw: Path, url: str, tokenizer: Tokenizer
+) -> None:
+    run(small.ingest(raw), url, tokenizer)
+    before = files(url)
+    with writer_lock(url), pytest.raises(ArtefactError, match="is held by encode"):
+        run(small.ingest(raw), url, tokenizer, views=3)
+    assert files(url) == before
 
 
 def test_folder_with_other_files_is_refused(raw: Path, tokenizer: Tokenizer) -> None:

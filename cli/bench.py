@@ -16,6 +16,7 @@ from cli.options import (
     latents_option,
     loss_option,
     memory_option,
+    progress_bar,
     residency_option,
     run_option,
     seg_decoder_option,
@@ -162,10 +163,17 @@ def bench_read_command(latents: str, as_json: bool) -> None:
 
 @command.command("storage")
 @latents_option
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    default=1024,
+    show_default=True,
+    help="Samples to write anew, at most.",
+)
 @device_option
 @json_option
-def bench_storage_command(latents: str, device: str, as_json: bool) -> None:
-    """Write some cells in other chunks, codecs and precisions: bytes, reading speed, DSC.
+def bench_storage_command(latents: str, samples: int, device: str, as_json: bool) -> None:
+    """Write cells of a store anew in other layouts, codecs and precisions, and compare them.
 
     \b
     Example:
@@ -174,27 +182,20 @@ def bench_storage_command(latents: str, device: str, as_json: bool) -> None:
     from lmm.bench_storage import bench_storage
     from pipeline.device import choose_device
     from pipeline.store import open_store
-    from pipeline.tokenizer import load_tokenizer_of
 
     store = open_store(latents)
-    rows = bench_storage(store, load_tokenizer_of(store.tokenizer, choose_device(device)))
-    emit({"rows": rows}, as_json, lambda: _show_storage(rows))
+    with progress_bar("bench storage", "rounds") as progress:
+        rows = bench_storage(store, choose_device(device), samples=samples, progress=progress)
+    emit({"variants": rows}, as_json, lambda: _show_variants(rows))
 
 
-def _show_storage(rows: list[dict[str, Any]]) -> None:
-    grid = Table(title="bench storage", title_justify="left")
-    grid.add_column("what")
-    grid.add_column("way")
-    for heading in ("bytes a cell", "sequential cells/s", "random cells/s", "DSC %"):
+def _show_variants(rows: list[dict[str, Any]]) -> None:
+    grid = Table(title="bench storage, one view", title_justify="left")
+    grid.add_column("variant", no_wrap=True)
+    for heading in ("bytes/cell", "cells/s in order", "at random", "DSC %"):
         grid.add_column(heading, justify="right")
     for row in rows:
-        random, dsc = row.get("random_per_s"), row.get("dsc")
-        grid.add_row(
-            row["what"],
-            row["way"],
-            f"{row['bytes_per_cell']:,.0f}",
-            f"{row['sequential_per_s']:,.0f}",
-            "" if random is None else f"{random:,.0f}",
-            "" if dsc is None else f"{100 * dsc:.2f}",
-        )
+        rates = [f"{row[key]:.0f}" for key in ("bytes_per_cell", "cells_per_s", "random_per_s")]
+        dsc = "" if row["dsc"] is None else f"{100 * row['dsc']:.2f}"
+        grid.add_row(row["variant"], *rates, dsc)
     Console(highlight=False).print(grid)

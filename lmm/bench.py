@@ -51,7 +51,7 @@ def bench_encode(
     tokenizer.encode(pixels, precision)  # kernels are chosen at the first call
     whole_s = bare_s = 0.0
     for _ in range(_ROUNDS):
-        bare_s += _seconds(bare)
+        bare_s += seconds_of(bare)
         with tempfile.TemporaryDirectory() as folder:
             url = str(Path(folder) / "bench.zarr")
             report = encode(few, url, tokenizer, views=views, size=size, precision=precision)
@@ -171,7 +171,7 @@ def bench_predict(
     model.grey_maps(pixels_u8)  # kernels are chosen at the first call
     whole_s = compute_s = 0.0
     for _ in range(_ROUNDS):
-        compute_s += _seconds(compute)
+        compute_s += seconds_of(compute)
         with tempfile.TemporaryDirectory() as folder:
             done = predict_files(model, images, Path(folder), batch_size=batch)
         if done.skipped:
@@ -194,11 +194,12 @@ def in_turns(ways: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     seconds = dict.fromkeys(ways, 0.0)
     for _ in range(_ROUNDS):
         for name, way in ways.items():
-            seconds[name] += _seconds(way)
+            seconds[name] += seconds_of(way)
     return {name: total / _ROUNDS for name, total in seconds.items()}
 
 
-def _seconds(work: Callable[[], Any]) -> float:
+def seconds_of(work: Callable[[], Any]) -> float:
+    """Wall-clock seconds that some work takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

@@ -2,7 +2,7 @@
 
 A process that has everything imported, and has run nothing of it, forks one child an attempt: a
 kill costs no imports, and no thread is lost in the fork. Prints
-JSON: kills, stores finished and cells encoded in all.
+JSON: kills, stores finished and cells put through the tokenizer in all.
 """
 
 import json
@@ -14,6 +14,9 @@ import struct
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+import torch
 
 import pipeline.create
 from pipeline.encode import encode
@@ -28,18 +31,19 @@ def attempt(manifest: str, url: str, tokenizer: str, counter: mmap.mmap) -> int:
     pid = os.fork()
     if pid:
         return pid
-    before = 0
-
-    def count(done: int, _total: int) -> None:
-        nonlocal before
-        total = struct.unpack("q", counter[:8])[0] + done - before
-        counter[:8] = struct.pack("q", total)
-        before = done
-
     status = 1
     try:
         samples, loaded = read_manifest(Path(manifest)), load_tokenizer(tokenizer)
-        encode(samples, url, loaded, views=VIEWS, size=SIZE_PX, progress=count)
+        encode_pixels = loaded.encode
+
+        def count(pixels: torch.Tensor, precision: str) -> Any:
+            """Counted on the way in: a cell that was in hand when the kill came counts too."""
+            cells = len(pixels) // 2  # an image and a mask each
+            counter[:8] = struct.pack("q", struct.unpack("q", counter[:8])[0] + cells)
+            return encode_pixels(pixels, precision)
+
+        loaded.encode = count  # type: ignore[method-assign]
+        encode(samples, url, loaded, views=VIEWS, size=SIZE_PX)
         status = 0
     finally:
         os._exit(status)

@@ -76,7 +76,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_store(
         store = open_store(str(tmp_path / f"{number}.zarr"))
         assert store.receipt()["arrays"] == reference
         assert verify(store) == (128, [])
-    # A kill costs at most the one shard in hand.
+    # A kill costs at most the one shard that was being encoded or written.
     assert counted["encoded"] - 128 * counted["stores"] <= 8 * counted["kills"]
 
 

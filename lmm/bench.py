@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, count, islice, repeat
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -189,13 +190,13 @@ def bench_predict(
     }
 
 
-def in_turns(ways: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Seconds that each way takes, the mean of some rounds in which each has its turn."""
-    seconds = dict.fromkeys(ways, 0.0)
-    for _ in range(_ROUNDS):
+def in_turns(ways: Mapping[str, Callable[[], Any]], rounds: int = _ROUNDS) -> dict[str, float]:
+    """Seconds that each way takes, the median of some rounds in which each has its turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
         for name, way in ways.items():
-            seconds[name] += seconds_of(way)
-    return {name: total / _ROUNDS for name, total in seconds.items()}
+            seconds[name].append(seconds_of(way))
+    return {name: median(of) for name, of in seconds.items()}
 
 
 def seconds_of(work: Callable[[], Any]) -> float:

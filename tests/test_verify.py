@@ -203,12 +203,17 @@ def test_receipt_of_another_store_is_found_and_replaced(
     assert digests(store) == before
 
 
-def test_receipt_with_other_digests_is_found(store: Path) -> None:
+def test_receipt_with_other_digests_is_found_and_replaced(
+    built: tuple[Manifest, Path], store: Path, tokenizer: Tokenizer
+) -> None:
+    before = digests(store)
     receipt = json.loads((store / "receipt.json").read_text())
     receipt["arrays"]["mask"] = "0" * 64
     (store / "receipt.json").write_text(json.dumps(receipt))
     (fault,) = faults(store)
     assert fault["kind"] == "other receipt"
+    encode(built[0], str(store), tokenizer, views=2, size=small.SIZE_PX, repair=True)
+    assert digests(store) == before
 
 
 @pytest.mark.parametrize("key", ["config_digest", "manifest_digest", "samples_digest", "by_split"])

@@ -80,7 +80,11 @@ def bench_encode_command(
 @loss_option
 @seg_decoder_option
 @click.option(
-    "--steps", type=click.IntRange(1), default=20, show_default=True, help="Steps a round."
+    "--steps",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="Steps a round; 32 hold one round of a student's lessons.",
 )
 @step_size_option
 @step_precision_option

@@ -18,7 +18,6 @@ from cli.options import (
 if TYPE_CHECKING:
     import torch
 
-    from lmm.decoder import MaskDecoder
     from lmm.student import MaskStudent
     from pipeline.store import LatentStore
 
@@ -37,12 +36,16 @@ def command(latents: str, precision: str, device: str, as_json: bool) -> None:
     Example:
       gms-lmm distill --latents busi.zarr
     """
+    from lmm.decoder import MaskDecoder
     from lmm.student_file import STUDENT_FILE, measure
     from pipeline.device import choose_device, choose_precision
     from pipeline.store import open_store
+    from pipeline.tokenizer import load_tokenizer_of
 
     store, chosen = open_store(latents), choose_device(device)
-    teacher, student, reused = teach(store, chosen, choose_precision(precision, chosen))
+    in_precision = choose_precision(precision, chosen)
+    student, reused = teach(store, chosen, in_precision)
+    teacher = MaskDecoder(load_tokenizer_of(store.tokenizer, chosen), in_precision)
     result = {
         "student": f"{store.url}.{STUDENT_FILE}",
         "reused": reused,
@@ -55,15 +58,15 @@ def command(latents: str, precision: str, device: str, as_json: bool) -> None:
 
 def teach(
     store: "LatentStore", device: "torch.device", precision: str
-) -> "tuple[MaskDecoder, MaskStudent, bool]":
-    """The frozen decoder, the store's student, and whether that was kept before."""
+) -> "tuple[MaskStudent, bool]":
+    """The store's student, and whether it was kept; a bar while one is taught."""
     from lmm.decoder import MaskDecoder
-    from lmm.student_file import kept_student, load_student
+    from lmm.student_file import kept_student, new_student
     from pipeline.tokenizer import load_tokenizer_of
 
-    teacher = MaskDecoder(load_tokenizer_of(store.tokenizer, device), precision)
-    kept = kept_student(store, teacher)
+    kept = kept_student(store, device)
     if kept:
-        return teacher, kept, True
+        return kept, True
+    teacher = MaskDecoder(load_tokenizer_of(store.tokenizer, device), precision)
     with progress_bar("distill", "latents and lessons") as progress:
-        return teacher, load_student(store, teacher, progress), False
+        return new_student(store, teacher, progress), False

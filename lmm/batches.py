@@ -133,7 +133,7 @@ def open_batches(store: LatentStore, settings: TrainSettings, device: torch.devi
 
     raises  as `SplitReader` and its `read` do
     """
-    reader = SplitReader(store, "train", masks=settings.loss != "lm")
+    reader = SplitReader(store, "train", masks=settings.has_dice)
     needed = store.views * len(reader.places) * reader.cell_bytes
     residency = settings.residency
     if residency == "auto":
@@ -146,7 +146,7 @@ def open_batches(store: LatentStore, settings: TrainSettings, device: torch.devi
         shards = int(memory_allowed(settings, "ram", device) / shard / 4)
         return Streamed(reader, settings, device, max(1, shards))
     home = device if residency == "device" else torch.device("cpu")
-    latents = load_latents(store, "train", masks=settings.loss != "lm", device=home)
+    latents = load_latents(store, "train", masks=settings.has_dice, device=home)
     return Resident(latents, settings, device)
 
 

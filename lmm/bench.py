@@ -22,6 +22,7 @@ from lmm.settings import TrainSettings
 from lmm.step import Learner
 from lmm.train import new_learner
 from pipeline.cells import CellEncoder
+from pipeline.device import autocast
 from pipeline.encode import encode
 from pipeline.manifest import Manifest
 from pipeline.store import LatentStore
@@ -138,10 +139,10 @@ def _online_step(
     # Tensors made in inference mode take no part in autograd; their copies do.
     z_image = model_latent(tokenizer.encode(pixels, precision)[0], *scaling).clone()
     z_mask = model_latent(tokenizer.encode(pixels, precision)[0], *scaling).clone()
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with autocast(pixels.device, precision):
         z_mask_hat = learner.model(z_image)
     losses = [lm_loss(z_mask_hat, z_mask)] if settings.loss != "seg" else []
-    if settings.loss != "lm":
+    if settings.has_dice:
         assert batch.mask is not None
         losses += [dice_loss(decoder(z_mask_hat[level]), batch.mask) for level in LEVELS]
     total = torch.stack(losses).sum()

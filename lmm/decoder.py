@@ -23,11 +23,9 @@ def images_at_a_time(device: torch.device) -> int:
 class Decoder(Protocol):
     """What the Dice loss decodes with: the frozen decoder, or a student of it.
 
-    calls      how often it has been asked
     at_a_time  how many latents it takes at a time under gradients
     """
 
-    calls: int
     at_a_time: int
 
     def __call__(self, z_mask_hat: torch.Tensor) -> torch.Tensor: ...
@@ -55,7 +53,7 @@ class MaskDecoder:
 
     def greys(self, z_mask_hat: torch.Tensor) -> Iterator[torch.Tensor]:
         """Grey masks without gradients, in batches that fit: (n, C, h, w) → (≤ n, H, W) each."""
-        for batch in z_mask_hat.split(images_at_a_time(z_mask_hat.device)):
+        for batch in z_mask_hat.split(self.at_a_time):
             with torch.inference_mode():
                 grey = self(batch)
             yield grey

@@ -12,7 +12,7 @@ from lmm.decoder import THRESHOLD, MaskDecoder
 from lmm.latents import model_latent
 from lmm.model import LatentMappingModel
 from lmm.native import Grey, at_size
-from pipeline.device import choose_device, choose_precision
+from pipeline.device import autocast, choose_device, choose_precision
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.images import ImageError, ImageU8, Mask, read_image, read_pillow, resize_image
 from pipeline.tokenizer import Tokenizer, load_tokenizer, load_tokenizer_of, require_multiple
@@ -71,7 +71,7 @@ class Predictor:
         mean, _ = tokenizer.encode(pixels_u8.float() / 255.0 * 2.0 - 1.0, precision)
         # Through float16, as latents lie in a store: what the LMM was trained on.
         z_image = model_latent(mean.half(), tokenizer.scaling_factor, tokenizer.shift_factor)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(self.device, precision):
             z_mask_hat = self.model(z_image)["out"]
         grey: Grey = self.decoder(z_mask_hat.float()).cpu().numpy()
         return grey

@@ -52,9 +52,14 @@ class TrainSettings:
     deterministic: bool = False
 
     @property
+    def has_dice(self) -> bool:
+        """Whether the loss has a Dice term, which needs masks and a decoder."""
+        return self.loss != "lm"
+
+    @property
     def has_student(self) -> bool:
         """Whether the Dice loss decodes with a student."""
-        return self.loss != "lm" and self.seg_decoder == "student"
+        return self.has_dice and self.seg_decoder == "student"
 
     def check(self, store: LatentStore) -> None:
         """Raise UsageError when settings and store do not fit together."""
@@ -104,7 +109,7 @@ def describe(store: LatentStore, settings: TrainSettings) -> dict[str, Any]:
     raises  UsageError for settings that do not fit the store; ArtefactError when it is unfinished
     """
     settings.check(store)
-    reader = SplitReader(store, "train", masks=settings.loss != "lm")
+    reader = SplitReader(store, "train", masks=settings.has_dice)
     samples = len(reader.places)
     return {
         **asdict(settings),

@@ -18,6 +18,7 @@ from lmm.losses import dice_loss, lm_loss
 from lmm.model import LatentMappingModel
 from lmm.settings import TrainSettings
 from pipeline.cells import is_out_of_memory
+from pipeline.device import autocast
 
 
 class Learner:
@@ -52,9 +53,7 @@ class Learner:
         """One optimiser step; the parts of the loss that took part in it, detached."""
         settings = self.settings
         self.steps += 1
-        with torch.autocast(
-            batch.z_image.device.type, torch.bfloat16, enabled=settings.precision == "bf16"
-        ):
+        with autocast(batch.z_image.device, settings.precision):
             z_mask_hat = self.model(batch.z_image)
         parts: dict[str, Tensor] = {}
         outputs: list[Tensor] = []
@@ -63,7 +62,7 @@ class Learner:
             parts["lm"] = lm_loss(z_mask_hat, batch.z_mask)
             outputs.append(parts["lm"])
             gradients.append(None)
-        if settings.loss != "lm" and self.steps % settings.seg_every == 0:
+        if settings.has_dice and self.steps % settings.seg_every == 0:
             assert batch.mask is not None
             levels = torch.stack(
                 [z_mask_hat[level] for level in settings.seg_levels.split(",")]

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmm.decoder import THRESHOLD
+from pipeline.device import autocast
 
 
 class MaskStudent(nn.Module):
@@ -42,12 +43,11 @@ def _conv(channels: int, width: int) -> nn.Conv2d:
 
 
 class StudentDecoder:
-    """A student in the frozen decoder's place under the Dice loss; `calls` counts how often."""
+    """A student in the frozen decoder's place under the Dice loss."""
 
     def __init__(self, student: MaskStudent, precision: str) -> None:
         self.student = student
         self.precision = precision
-        self.calls = 0
         self.at_a_time = 256
 
     def __call__(self, z_mask_hat: Tensor) -> Tensor:
@@ -56,13 +56,11 @@ class StudentDecoder:
         z_mask_hat  (B, C, h, w), scaled
         returns     (B, H, W) float32 in [0, 1]
         """
-        self.calls += 1
         return self.logits(z_mask_hat).sigmoid()
 
     def logits(self, z_mask_hat: Tensor) -> Tensor:
         """What M̂ is the sigmoid of: (B, H, W) float32."""
-        device, bf16 = z_mask_hat.device.type, self.precision == "bf16"
-        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        with autocast(z_mask_hat.device, self.precision):
             logits: Tensor = self.student(z_mask_hat.contiguous(memory_format=torch.channels_last))
         return logits.float()
 

@@ -25,7 +25,7 @@ FIRST_LESSONS = 800
 MEASURED = 64  # latents of a student's agreement
 
 
-def kept_student(store: LatentStore, teacher: MaskDecoder) -> MaskStudent | None:
+def kept_student(store: LatentStore, device: torch.device) -> MaskStudent | None:
     """The student in `STORE.student.safetensors`, or None.
 
     One of another tokenizer, of other latents or of another recipe is none.
@@ -44,29 +44,27 @@ def kept_student(store: LatentStore, teacher: MaskDecoder) -> MaskStudent | None
         ) from error
     if not torch.equal(tensors.pop("made_from"), _made_from(store)):
         return None
-    tokenizer = teacher.tokenizer
-    student = MaskStudent(tokenizer.latent_channels, tokenizer.downsampling)
-    load_weights(student, tensors)
-    return student.to(tokenizer.device)
+    return _with_weights(tensors, store.tokenizer, device)
 
 
-def load_student(
+def new_student(
     store: LatentStore, teacher: MaskDecoder, progress: Callable[[int, int], None] | None = None
 ) -> MaskStudent:
-    """The student kept beside a store, or one taught now and kept there.
+    """A student taught now, and kept beside the store.
 
     progress  called with (done, in all) of the teaching
-    raises    as `kept_student` does
     """
-    student = kept_student(store, teacher)
-    if student is None:
-        student = distil(
-            teacher, _true_latents(store, teacher), FIRST_PAIRS, FIRST_LESSONS, progress
-        ).decoder.student
-        tensors = {name: tensor.contiguous() for name, tensor in weights_of(student).items()}
-        content = safetensors.torch.save({**tensors, "made_from": _made_from(store)})
-        store.write_beside(STUDENT_FILE, content)
+    latents = _true_latents(store, teacher)
+    student = distil(teacher, latents, FIRST_PAIRS, FIRST_LESSONS, progress).decoder.student
+    tensors = {name: tensor.contiguous() for name, tensor in weights_of(student).items()}
+    content = safetensors.torch.save({**tensors, "made_from": _made_from(store)})
+    store.write_beside(STUDENT_FILE, content)
     return student
+
+
+def load_student(store: LatentStore, teacher: MaskDecoder) -> MaskStudent:
+    """The student kept beside a store, or one taught now; raises as `kept_student` does."""
+    return kept_student(store, teacher.tokenizer.device) or new_student(store, teacher)
 
 
 def measure(store: LatentStore, teacher: MaskDecoder, student: MaskStudent) -> dict[str, Any]:
@@ -91,9 +89,17 @@ def student_of(run: Run, device: torch.device) -> StudentDecoder:
     path = run.path / STUDENT_FILE
     if not path.exists() or run.tokenizer is None:
         raise ArtefactError(f"{run.path} has no student", "train with --seg-decoder student")
-    student = MaskStudent(run.tokenizer["latent_channels"], run.tokenizer["downsampling"])
-    load_weights(student, read_checkpoint(path)[0])
-    return StudentDecoder(student.to(device), "fp32")
+    tensors, _ = read_checkpoint(path)
+    return StudentDecoder(_with_weights(tensors, run.tokenizer, device), "fp32")
+
+
+def _with_weights(
+    tensors: dict[str, Tensor], tokenizer: dict[str, Any], device: torch.device
+) -> MaskStudent:
+    """A student of a tokenizer as stores and runs describe it."""
+    student = MaskStudent(tokenizer["latent_channels"], tokenizer["downsampling"])
+    load_weights(student, tensors)
+    return student.to(device)
 
 
 def _true_latents(store: LatentStore, teacher: MaskDecoder) -> Tensor:

@@ -30,6 +30,7 @@ from lmm.model import LatentMappingModel
 from lmm.settings import TrainSettings, learning_rate, steps_per_epoch
 from lmm.step import Learner
 from lmm.student_file import STUDENT_FILE, load_student
+from pipeline.device import autocast
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import LatentStore
 from pipeline.tokenizer import Tokenizer, load_tokenizer_of
@@ -190,7 +191,7 @@ def predict_latents(
     predictions = []
     for sample in torch.arange(len(latents), device=latents.device).split(batch_size):
         batch = latents.batch(torch.zeros_like(sample), sample)
-        with torch.autocast(latents.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(latents.device, precision):
             predictions.append(model(batch.z_image)["out"].float())
     model.train()
     return torch.cat(predictions)

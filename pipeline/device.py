@@ -1,8 +1,12 @@
 """Which device and arithmetic a command uses when it is left to choose."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from pipeline.errors import UsageError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
@@ -35,3 +39,10 @@ def choose_precision(name: str, device: torch.device) -> str:
         capabilities = torch.cpu.get_capabilities()
         return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
     return "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """Half-precision arithmetic over float32 weights, or nothing for fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, PRECISIONS[precision])

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ import diffusers
 import torch
 from torch import nn
 
+from pipeline.device import autocast
 from pipeline.errors import ArtefactError, InputError, UsageError
 from pipeline.weights import locate
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # What a single-file Stable Diffusion checkpoint does not say about itself.
 _SD_VAE_CONFIG = Path(__file__).parent / "assets" / "sd-vae"
@@ -75,7 +73,7 @@ class Tokenizer:
         returns     mean (B, C, h, w) float32; std likewise, > 0, or None when deterministic
         """
         pixels_pm1 = pixels_pm1.contiguous(memory_format=torch.channels_last)
-        with self.autocast(precision):
+        with autocast(self.device, precision):
             encoded = self.autoencoder.encode(pixels_pm1)
         if self.deterministic:
             return encoded.latents.float(), None
@@ -90,15 +88,9 @@ class Tokenizer:
         returns  (B, 3, H, W) float32, nominally in [-1, 1], not clamped
         """
         latent = latent.contiguous(memory_format=torch.channels_last)
-        with self.autocast(precision):
+        with autocast(self.device, precision):
             pixels: torch.Tensor = self.autoencoder.decode(latent).sample
         return pixels.float()
-
-    def autocast(self, precision: str) -> AbstractContextManager[None]:
-        """Half-precision arithmetic over float32 weights, or nothing for fp32."""
-        if precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, PRECISIONS[precision])
 
 
 def load_tokenizer(name: str, device: str | torch.device = "cpu") -> Tokenizer:

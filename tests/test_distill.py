@@ -15,6 +15,8 @@ from pipeline.errors import ArtefactError
 from pipeline.store import open_store
 from pipeline.tokenizer import Tokenizer
 
+CPU = torch.device("cpu")
+
 
 def z_masks(count: int = 8) -> torch.Tensor:
     return torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -129,7 +131,7 @@ def test_a_kept_student_is_used_and_nothing_is_decoded_again(
     store_copy: Path, teacher: MaskDecoder
 ) -> None:
     store = open_store(str(store_copy))
-    assert kept_student(store, teacher) is None
+    assert kept_student(store, CPU) is None
     student = load_student(store, teacher)
     calls = teacher.calls
     again = load_student(store, teacher)
@@ -145,7 +147,7 @@ def test_a_student_of_another_state_of_the_store_is_made_anew(
     load_student(open_store(str(store_copy)), teacher)
     receipt = store_copy / "receipt.json"
     receipt.write_text(receipt.read_text().replace('"samples_digest": "', '"samples_digest": "0'))
-    assert kept_student(open_store(str(store_copy)), teacher) is None
+    assert kept_student(open_store(str(store_copy)), CPU) is None
 
 
 def test_a_damaged_student_is_an_error_that_names_its_file(
@@ -156,7 +158,7 @@ def test_a_damaged_student_is_an_error_that_names_its_file(
     path = Path(f"{store_copy}.{STUDENT_FILE}")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ArtefactError, match=r"student\.safetensors is damaged") as error:
-        kept_student(store, teacher)
+        kept_student(store, CPU)
     assert "delete it" in str(error.value)
 
 

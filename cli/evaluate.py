@@ -116,7 +116,9 @@ def _show(summary: dict[str, Any]) -> None:
         _scores(f"{title}, original masks", summary["native"])
     if "student" in summary:
         _scores(f"{title}, decoded by the student", summary["student"])
-        click.echo(f"agrees with the frozen decoder at DSC {summary['student']['agreement']:.4f}")
+        agreement = summary["student"]["agreement"]
+        if agreement is not None:
+            click.echo(f"agrees with the frozen decoder at DSC {agreement:.4f}")
     if "ceiling" in summary:
         show_ceiling("the tokenizer's ceiling", summary["ceiling"])
     click.echo(f"HD95 by the definition of {DEFINITIONS[summary['hd95_definition']]}")

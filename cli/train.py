@@ -91,7 +91,7 @@ POOR_AGREEMENT = 0.9
     type=click.Choice(["val", "test"]),
     default="val",
     show_default=True,
-    help="Split that chooses the best epoch; test is the GMS authors' protocol and marks the run.",
+    help="Split that chooses the epoch; test is the GMS authors' protocol and marks the run.",
 )
 @residency_option
 @memory_option

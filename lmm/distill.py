@@ -20,7 +20,6 @@ from lmm.checkpoint import (
     weights_of,
 )
 from lmm.decoder import MaskDecoder
-from lmm.metrics import score
 from lmm.student import MaskStudent, StudentDecoder
 
 # A lesson is one step of the student's own optimiser.
@@ -32,8 +31,6 @@ LEARN_EVERY = 32
 LESSONS_AT_A_TIME = 4
 REMEMBERED = 256
 LATER_LR = 1e-3
-
-COMPARED_PX = 100
 
 
 class Distillation:
@@ -81,20 +78,6 @@ class Distillation:
         self.remember(z_mask_hat[sample % levels, sample], REMEMBERED)
         for lesson in range(LESSONS_AT_A_TIME):
             self.lesson(step * LESSONS_AT_A_TIME + lesson)
-
-    def agreement(self, z_mask_hat: Tensor, masks: Tensor) -> float | None:
-        """Mean DSC between the student's masks and the frozen decoder's, which are given.
-
-        Only masks with at least `COMPARED_PX` pixels are compared: of a handful of pixels that
-        barely pass the threshold, DSC says nothing. None where there is no such mask.
-
-        z_mask_hat  (n, C, h, w), scaled
-        masks       (n, H, W) bool
-        """
-        large = masks.sum(dim=(1, 2)) >= COMPARED_PX
-        if not large.any():
-            return None
-        return float(score(self.decoder.masks(z_mask_hat[large]), masks[large])["dsc"].mean())
 
     def tensors(self) -> dict[str, Tensor]:
         """All of its state, under flat names."""

@@ -18,8 +18,8 @@ from lmm.decoder import THRESHOLD, MaskDecoder
 from lmm.latents import load_latents
 from lmm.metrics import HD95, score, summarise
 from lmm.native import Originals, as_columns
+from lmm.selection import predict_latents
 from lmm.student_file import student_of
-from lmm.train import predict_latents
 from pipeline.errors import ArtefactError
 from pipeline.store import LatentStore
 from pipeline.tokenizer import load_tokenizer_of
@@ -99,9 +99,8 @@ def evaluate(
         columns |= {f"native_{name}": values for name, values in at_own_size.items()}
         summary["native"] = summarise(at_own_size)
     if student:
-        students = student.masks(z_mask_hat)
-        agreement = float(score(students, predictions)["dsc"].mean())
-        of_student = summarise(score(students, truths, hd95=hd95))
+        of_student = summarise(score(student.masks(z_mask_hat), truths, hd95=hd95))
+        agreement = student.agreement(z_mask_hat, torch.from_numpy(predictions))
         summary["student"] = {**of_student, "agreement": agreement}
     if with_ceiling:
         after = progress and partial(_after, progress, len(ids))

@@ -30,7 +30,7 @@ class TrainSettings:
     val_every   epochs between validations; the last epoch is always validated
     residency   auto, device, ram or stream; see `lmm.batches.open_batches`
     memory_gib  GiB that latents may take in memory; None for half of what there is
-    select_on   split whose DSC chooses the best epoch; `test` is the GMS authors' own protocol
+    select_on   split whose DSC chooses the epoch; `test` is the GMS authors' own protocol
     deterministic  only kernels that give the same bits each time; a CPU's do so anyway
     """
 

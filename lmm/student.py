@@ -5,7 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmm.decoder import THRESHOLD
+from lmm.metrics import score
 from pipeline.device import autocast
+
+COMPARED_PX = 100
 
 
 class MaskStudent(nn.Module):
@@ -68,3 +71,17 @@ class StudentDecoder:
     def masks(self, z_mask_hat: Tensor) -> Tensor:
         """Binary masks: (n, C, h, w) → (n, H, W) bool."""
         return self(z_mask_hat) > THRESHOLD
+
+    def agreement(self, z_mask_hat: Tensor, masks: Tensor) -> float | None:
+        """Mean DSC between its masks and the frozen decoder's, which are given.
+
+        Only masks with at least `COMPARED_PX` pixels are compared: of a handful of pixels that
+        barely pass the threshold, DSC says nothing. None where there is no such mask.
+
+        z_mask_hat  (n, C, h, w), scaled
+        masks       (n, H, W) bool
+        """
+        large = masks.sum(dim=(1, 2)) >= COMPARED_PX
+        if not large.any():
+            return None
+        return float(score(self.masks(z_mask_hat[large]), masks[large])["dsc"].mean())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lmm.checkpoint import Run, load_weights, read_checkpoint, weights_of
 from lmm.decoder import MaskDecoder
-from lmm.distill import LATER_LR, Distillation, distil, synthetic_latents
+from lmm.distill import distil, synthetic_latents
 from lmm.latents import load_latents, model_latent
 from lmm.student import MaskStudent, StudentDecoder
 from pipeline.errors import ArtefactError
@@ -72,12 +72,13 @@ def measure(store: LatentStore, teacher: MaskDecoder, student: MaskStudent) -> d
 
     returns  parameters; agreement, the mean DSC between its masks and the frozen decoder's
     """
-    distillation = Distillation(student, teacher, LATER_LR, seed=0)
     generator = torch.Generator().manual_seed(1)
     unseen = synthetic_latents(_true_latents(store, teacher), MEASURED, generator)
     return {
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
-        "agreement": distillation.agreement(unseen, teacher.masks(unseen)),
+        "agreement": StudentDecoder(student, teacher.precision).agreement(
+            unseen, teacher.masks(unseen)
+        ),
     }
 
 

@@ -6,10 +6,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lmm.batches import Batches, open_batches
@@ -25,12 +26,11 @@ from lmm.checkpoint import (
 from lmm.decoder import MaskDecoder
 from lmm.distill import LATER_LR, Distillation
 from lmm.latents import Latents, load_latents
-from lmm.metrics import score
 from lmm.model import LatentMappingModel
+from lmm.selection import is_kept, validate
 from lmm.settings import TrainSettings, learning_rate, steps_per_epoch
 from lmm.step import Learner
 from lmm.student_file import STUDENT_FILE, load_student
-from pipeline.device import autocast
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import LatentStore
 from pipeline.tokenizer import Tokenizer, load_tokenizer_of
@@ -47,8 +47,9 @@ class Progressed:
     seconds: float = 0.0
     decoder_calls: int = 0  # in training steps
     val_decoder_calls: int = 0
-    best_epoch: int = 0
-    best_dsc: float = -1.0
+    best_epoch: int = 0  # the one that is kept
+    best_dsc: float = 0.0
+    peak_dsc: list[float] = field(default_factory=list)  # of each image, where the mean was highest
     student_agreement: float | None = None  # at the last validation
 
 
@@ -63,7 +64,7 @@ def train(
     progress: Progress | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Train one LMM on a store and keep the epoch that scores best on the selection split.
+    """Train one LMM on a store and keep the epoch that the selection split chooses.
 
     An interrupted run goes on from its last whole epoch with `resume`, to the very weights that
     the uninterrupted run ends with (on one machine): the data order and noise of an epoch are a
@@ -120,12 +121,16 @@ def _train_epochs(
         state.decoder_calls += line["decoder_calls"]
         if epoch % settings.val_every == 0 or epoch == settings.epochs:
             calls = learner.teacher.calls
-            line |= validate(learner, selection)
+            scores, dsc = validate(learner, selection)
+            line |= scores
             state.val_decoder_calls += learner.teacher.calls - calls
             state.student_agreement = line.get("student_agreement")
-            if line[f"{settings.select_on}_dsc"] > state.best_dsc:
-                state.best_dsc, state.best_epoch = line[f"{settings.select_on}_dsc"], epoch
+            peak = np.array(state.peak_dsc)
+            if not peak.size or is_kept(dsc, peak, settings.select_on):
+                state.best_dsc, state.best_epoch = dsc.mean().item(), epoch
                 _write_best(run, learner, state)
+            if not peak.size or dsc.mean() > peak.mean():
+                state.peak_dsc = dsc.tolist()
         state.seconds += time.monotonic() - started
         line["seconds"] = state.seconds
         with (run.path / "log.jsonl").open("a") as file:
@@ -180,40 +185,6 @@ def _train_epoch(
         "data_wait": waited / seconds,
         "decoder_calls": learner.teacher.calls - calls,
     }
-
-
-@torch.inference_mode()
-def predict_latents(
-    model: LatentMappingModel, latents: Latents, precision: str, batch_size: int = 64
-) -> torch.Tensor:
-    """Ẑ_M of every clean image of a split: (n, C, h, w) float32, scaled."""
-    model.eval()
-    predictions = []
-    for sample in torch.arange(len(latents), device=latents.device).split(batch_size):
-        batch = latents.batch(torch.zeros_like(sample), sample)
-        with autocast(latents.device, precision):
-            predictions.append(model(batch.z_image)["out"].float())
-    model.train()
-    return torch.cat(predictions)
-
-
-def validate(learner: Learner, latents: Latents) -> dict[str, float]:
-    """Scores of the decoded predictions on a split's clean images, as the log names them.
-
-    returns  mean DSC and IoU (fractions) under the frozen decoder; with a student, the mean DSC
-             between its masks and the frozen decoder's
-    """
-    assert latents.mask_bits is not None
-    settings = learner.settings
-    z_mask_hat = predict_latents(learner.model, latents, settings.precision)
-    masks = learner.teacher.masks(z_mask_hat)
-    scores = score(masks, latents.unpack(latents.mask_bits[0]))
-    line = {f"{settings.select_on}_{name}": float(scores[name].mean()) for name in ("dsc", "iou")}
-    if learner.distillation:
-        agreement = learner.distillation.agreement(z_mask_hat, masks)
-        if agreement is not None:
-            line["student_agreement"] = agreement
-    return line
 
 
 def _open_or_create(

@@ -102,8 +102,8 @@ def test_agreement_leaves_masks_of_few_pixels_out(
     monkeypatch.setattr(taught.decoder, "masks", lambda z: students[z[:, 0, 0, 0].long()])
     z = torch.arange(3.0).view(3, 1, 1, 1)
     expected = (1 + 2 * 100 / (200 + 100)) / 2
-    assert taught.agreement(z, frozen) == pytest.approx(expected)
-    assert taught.agreement(z[2:], frozen[2:]) is None
+    assert taught.decoder.agreement(z, frozen) == pytest.approx(expected)
+    assert taught.decoder.agreement(z[2:], frozen[2:]) is None
 
 
 def test_a_distillation_goes_on_from_its_tensors_bit_for_bit(

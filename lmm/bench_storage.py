@@ -43,6 +43,7 @@ def _rounded(bits: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda cells: codec.decode(codec.encode(cells)).reshape(cells.shape)
 
 
+_packed = partial(np.packbits, axis=-1)
 _LZ4 = BloscCodec(cname="lz4", shuffle="noshuffle", typesize=2)
 _LZ4_BITS = BloscCodec(cname="lz4", shuffle="bitshuffle", typesize=2)
 _ZSTD_BYTES = BloscCodec(cname="zstd", shuffle="shuffle", typesize=2)
@@ -60,7 +61,7 @@ LATENTS = (
 MASKS = (
     *(Variant(f"mask: zstd {n}", codecs=(ZstdCodec(level=n),)) for n in (1, 3, 9)),
     Variant("mask: lz4, bits shuffled", codecs=(_LZ4_BITS,)),
-    Variant("mask: bits, zstd 3", codecs=(ZstdCodec(level=3),), then=partial(np.packbits, axis=-1)),
+    *(Variant(f"mask: bits, zstd {n}", codecs=(ZstdCodec(level=n),), then=_packed) for n in (3, 9)),
 )
 
 
@@ -75,7 +76,7 @@ def bench_storage(
 
     Every chunk has a CRC-32C, and is read warm, from the page cache; the variants take turns, and
     the median of their rounds counts. Stored now are latents as
-    `chunk 64` and masks as `mask: zstd 9`. `float32` holds mask latents encoded anew in fp32.
+    `chunk 64` and masks as `mask: bits, zstd 9`. `float32` holds mask latents encoded anew in fp32.
 
     samples  how many of the store's samples, from the first on
     returns  for each variant: variant, bytes_per_cell (of image and mask latent, or of the mask);

@@ -163,9 +163,7 @@ class SplitReader:
         store = self.store
         inside = self.places[self.rows(block)] % store.shard_samples
         for name, room in into.items():
-            cells = store.read_shard(name, view, block)
-            if name == "mask":
-                cells = _packed(cells)
+            cells = store.read_shard(name, view, block, bits=name == "mask")
             # Straight to its place: without a mode, numpy makes a copy first.
             cells.take(inside, axis=0, out=room, mode="clip")
             # The exponent of what is not finite is all ones; ten times as fast as numpy.isfinite.
@@ -232,11 +230,3 @@ def load_latents(
             progress(done, len(shards))
     tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     return reader.latents(tensors, np.arange(every))
-
-
-def _packed(masks: np.ndarray) -> np.ndarray:
-    """(n, H, W) bool → (n, H, ⌈W/8⌉) uint8; rows of whole bytes are packed without a stop."""
-    n, height, width = masks.shape
-    if width % 8:
-        return np.packbits(masks, axis=-1)
-    return np.packbits(masks.reshape(n, -1), axis=-1).reshape(n, height, -1)

@@ -12,6 +12,7 @@ import polars as pl
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from pipeline.chunks import packed_bits
 from pipeline.errors import UsageError
 from pipeline.keys import CHECKSUM_BYTES, KEY_BYTES
 from pipeline.store import (
@@ -72,9 +73,16 @@ def create_store(
             fill_value=np.float16("nan"),  # a foreign reader of an absent cell gets no plausible 0
             attributes={"units": "raw tokenizer units, scaling factor not applied"},
         )
-    create(
-        "mask", (size, size), "bool", ["row", "column"], compressors=_MASK_CODECS, fill_value=False
-    )
+    with packed_bits() as codec:
+        create(
+            "mask",
+            (size, size),
+            "bool",
+            ["row", "column"],
+            filters=(codec(),),
+            compressors=_MASK_CODECS,
+            fill_value=False,
+        )
     digests: dict[str, Any] = {"dtype": "uint8", "compressors": (Crc32cCodec(),), "fill_value": 0}
     create("checksum", (len(latent_names) + 1, CHECKSUM_BYTES), dims=["array", "byte"], **digests)
     create("key", (KEY_BYTES,), dims=["byte"], **digests)

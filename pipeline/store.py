@@ -7,6 +7,7 @@ one zarr chunk in each array, written by one writer, invalidated before and keye
 import io
 import json
 import os
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.ahead import map_ahead
 from pipeline.augment import ViewPolicy, draw_views
-from pipeline.chunks import decode_chunk
+from pipeline.chunks import decode_bits, decode_chunk, packed_bits
 from pipeline.errors import ArtefactError
 from pipeline.keys import cell_keys
 from pipeline.manifest import Manifest
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 LATENT_ARRAYS = ("image_mean", "image_std", "mask_mean")
 DATA_ARRAYS = (*LATENT_ARRAYS, "mask")
 CELL_ARRAYS = ("checksum", "key")  # what is kept of a cell beside its data
@@ -47,15 +48,23 @@ class LatentStore:
                 f"no latent store at {url}", f"gms-lmm encode manifest.parquet {url} --tokenizer …"
             )
         self.group = zarr.open_group(url, mode=mode)  # type: ignore[arg-type]
-        self._opened: dict[str, zarr.Array[Any]] = {}
         self.attributes: dict[str, Any] = dict(self.group.attrs)
-        found = self.attributes.get("format_version")
-        if found != FORMAT_VERSION:
+        version = self.attributes.get("format_version")
+        if version != FORMAT_VERSION:
             raise ArtefactError(
-                f"{url} has store format {found}, this version reads format {FORMAT_VERSION}",
+                f"{url} has store format {version}, this version reads format {FORMAT_VERSION}",
                 "encode the data set into a new store",
             )
         self.samples = pl.read_parquet(io.BytesIO(self.fs.cat_file(f"{self.root}/samples.parquet")))
+        with packed_bits():
+            found = {name: self.group.get(name) for name in (*DATA_ARRAYS, *CELL_ARRAYS)}
+        # A shard that happens to equal the fill value must still be a file: a missing file means
+        # missing data. zarr does not keep this setting with the array.
+        self._arrays: dict[str, zarr.Array[Any]] = {
+            name: array.with_config({"write_empty_chunks": True})
+            for name, array in found.items()
+            if isinstance(array, zarr.Array)
+        }
 
     @property
     def name(self) -> str:
@@ -101,9 +110,9 @@ class LatentStore:
         shape = self.array("image_mean").shape
         return (shape[2], shape[3], shape[4])
 
-    @cached_property
+    @property
     def latent_arrays(self) -> list[str]:
-        return [name for name in LATENT_ARRAYS if name in self.group]
+        return [name for name in LATENT_ARRAYS if name in self._arrays]
 
     @property
     def data_arrays(self) -> list[str]:
@@ -115,13 +124,7 @@ class LatentStore:
         return [*self.data_arrays, *CELL_ARRAYS]
 
     def array(self, name: str) -> zarr.Array[Any]:
-        if name not in self._opened:
-            array = self.group[name]
-            assert isinstance(array, zarr.Array)
-            # A shard that happens to equal the fill value must still be a file: a missing file
-            # means missing data. zarr does not keep this setting with the array.
-            self._opened[name] = array.with_config({"write_empty_chunks": True})
-        return self._opened[name]
+        return self._arrays[name]
 
     @cached_property
     def shard_samples(self) -> int:
@@ -191,21 +194,28 @@ class LatentStore:
         start = block * self.shard_samples
         return slice(start, min(start + self.shard_samples, len(self.samples)))
 
-    def read_shard(self, name: str, view: int, block: int) -> np.ndarray:
+    def read_shard(self, name: str, view: int, block: int, *, bits: bool = False) -> np.ndarray:
         """One shard of one array, not to be written to: [≤ shard_samples, …].
 
         Its CRC-32C is checked; the checksums of its cells are for `verify`.
 
+        bits    whether masks stay packed as they are stored: [≤ shard_samples, H, ⌈W/8⌉] uint8
         raises  ArtefactError naming the chunk when it is missing or fails its checksum: zarr
                 would give the fill value for a missing one
         """
-        cells = self._chunk(name, view, block)
+        cells = self._chunk(name, view, block, decode_bits if bits else decode_chunk)
         if cells is None:
             chunk = self.chunk_path(name, view, block)
             raise ArtefactError(f"{self.url}: chunk {chunk} is missing", self._mend)
         return cells
 
-    def _chunk(self, name: str, view: int, block: int) -> np.ndarray | None:
+    def _chunk(
+        self,
+        name: str,
+        view: int,
+        block: int,
+        decode: Callable[[bytes, zarr.Array[Any]], np.ndarray] = decode_chunk,
+    ) -> np.ndarray | None:
         """One shard of one array; None where there is no such file."""
         chunk, rows = self.chunk_path(name, view, block), self.rows_of(block)
         try:
@@ -213,7 +223,7 @@ class LatentStore:
         except FileNotFoundError:
             return None
         try:
-            return decode_chunk(content, self.array(name))[: rows.stop - rows.start]
+            return decode(content, self.array(name))[: rows.stop - rows.start]
         except Exception as error:  # each codec raises a type of its own on damaged bytes
             what = f"{self.url}: chunk {chunk} is damaged: {error}"
             raise ArtefactError(what, self._mend) from error

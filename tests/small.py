@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from PIL import Image, ImageChops, ImageOps
 
 from pipeline.manifest import Manifest, build_manifest
 
+# Of who reads the masks with zarr alone; the product itself gives no warning.
+ZARR_WARNS_OF_PACKED_BITS = pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in")
 SIZE_PX = 64
 SAMPLES = ("benign (1)", "benign (2)", "benign (3)", "benign (4)", "malignant (1)", "malignant (2)")
 

@@ -7,7 +7,7 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from pipeline.chunks import decode_chunk
+from pipeline.chunks import decode_bits, decode_chunk, packed_bits
 
 CELLS = np.random.default_rng(0).standard_normal((1, 5, 2, 3)).astype(np.float16)
 
@@ -45,3 +45,30 @@ def test_whichever_bit_is_flipped_and_byte_is_lost_it_raises(
 def test_codec_that_a_store_does_not_use_is_not_guessed_at(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="BloscCodec"):
         decode_chunk(*written(tmp_path / "a", BloscCodec()))
+
+
+@pytest.mark.parametrize("width", [16, 11])
+def test_masks_are_those_that_zarr_was_given_as_pixels_and_as_bits(
+    tmp_path: Path, width: int
+) -> None:
+    masks = np.random.default_rng(0).random((1, 5, 3, width)) > 0.5
+    with packed_bits() as codec:
+        array = zarr.create_array(
+            str(tmp_path / "a"),
+            data=masks,
+            chunks=(1, 3, 3, width),
+            filters=(codec(),),
+            compressors=(ZstdCodec(level=9), Crc32cCodec()),
+            fill_value=False,
+        )
+    content = (tmp_path / "a/c/0/1/0/0").read_bytes()
+    expected = np.concatenate([masks[0, 3:], np.zeros((1, 3, width), bool)])
+    pixels = decode_chunk(content, array)
+    assert pixels.dtype == bool
+    np.testing.assert_array_equal(pixels, expected)
+    np.testing.assert_array_equal(decode_bits(content, array), np.packbits(expected, axis=-1))
+    for bit in range(8 * len(content)):
+        harmed = bytearray(content)
+        harmed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(RuntimeError, match="checksum do not match"):
+            decode_bits(bytes(harmed), array)

@@ -77,6 +77,7 @@ def test_first_run_encodes_every_cell_and_counts_them(
     open_store(url).require_complete()
 
 
+@small.ZARR_WARNS_OF_PACKED_BITS
 def test_cells_are_what_the_tokenizer_makes_of_pillows_pixels(
     raw: Path, url: str, tokenizer: Tokenizer
 ) -> None:
@@ -646,6 +647,7 @@ def test_cell_that_is_not_finite_even_in_full_precision_is_named(
 # --- with published weights
 
 
+@small.ZARR_WARNS_OF_PACKED_BITS
 def test_diffusers_alone_decodes_a_stored_mask_latent_into_the_stored_mask(
     assets: Path, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import small
 import torch
 import zarr
 
@@ -25,6 +26,7 @@ def test_decoding_undoes_the_scaling() -> None:
     torch.testing.assert_close(raw_latent(z, 0.18215, 0.06), latent)
 
 
+@small.ZARR_WARNS_OF_PACKED_BITS
 def test_what_is_read_equals_plain_zarr_and_polars(small_store: str) -> None:
     store = open_store(small_store)
     rows = pl.read_parquet(Path(small_store) / "samples.parquet")

@@ -262,6 +262,7 @@ def test_cells_encoded_once_more_are_those_that_are_stored(
     assert reencode(open_store(str(store)), tokenizer, 10) == (10, [])
 
 
+@small.ZARR_WARNS_OF_PACKED_BITS
 @pytest.mark.parametrize(
     ("array", "change"), [("image_mean", 0.02), ("image_std", 0.05), ("mask", True)]
 )

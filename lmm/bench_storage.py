@@ -18,7 +18,7 @@ from lmm.decoder import MaskDecoder
 from lmm.latents import model_latent
 from lmm.metrics import score
 from pipeline.store import LatentStore
-from pipeline.tokenizer import Tokenizer, load_tokenizer_of
+from pipeline.tokenizer import Tokenizer, load_tokenizer_of, mask_pixels
 
 _ROUNDS = 5
 _DECODED = 32  # masks
@@ -124,7 +124,7 @@ def bench_storage(
 
 
 def _encoded(tokenizer: Tokenizer, masks: np.ndarray) -> np.ndarray:
-    mask_pm1 = torch.from_numpy(masks).to(tokenizer.device)[:, None].expand(-1, 3, -1, -1) * 2.0 - 1
+    mask_pm1 = mask_pixels(torch.from_numpy(masks).to(tokenizer.device))
     return torch.cat([tokenizer.encode(one)[0] for one in mask_pm1.split(1)]).cpu().numpy()
 
 

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.augment import apply_views
 from pipeline.errors import UsageError
-from pipeline.tokenizer import Tokenizer
+from pipeline.tokenizer import Tokenizer, mask_pixels
 
 
 class CellEncoder:
@@ -65,8 +65,8 @@ class CellEncoder:
     ) -> dict[str, torch.Tensor]:
         device = self.tokenizer.device
         image_pm1, mask = apply_views(images_u8.to(device), masks.to(device), plan)
-        mask_pm1 = (mask.to(torch.float32) * 2 - 1).unsqueeze(1).expand(-1, 3, -1, -1)
-        mean, std = self.tokenizer.encode(torch.cat([image_pm1, mask_pm1]), precision)
+        pixels_pm1 = torch.cat([image_pm1, mask_pixels(mask)])
+        mean, std = self.tokenizer.encode(pixels_pm1, precision)
         count = len(mask)
         cells = {"image_mean": mean[:count].half(), "mask_mean": mean[count:].half(), "mask": mask}
         if std is not None:

@@ -17,7 +17,7 @@ from pipeline.fidelity import psnr_db
 from pipeline.images import ImageU8, Mask
 from pipeline.manifest import Manifest
 from pipeline.samples import decode_sample
-from pipeline.tokenizer import Tokenizer, require_multiple
+from pipeline.tokenizer import Tokenizer, mask_pixels, require_multiple
 
 GAP_PX, CAPTION_PX, FONT_PX = 8, 18, 12
 PAPER, INK = (255, 255, 255), (40, 40, 40)
@@ -111,7 +111,7 @@ def spread(rows: int, wanted: int) -> list[int]:
 def round_trip(image_u8: ImageU8, mask: Mask, tokenizer: Tokenizer) -> RoundTrip:
     """D(E(·)) of one image (S, S, 3) uint8 and its mask (S, S) bool, and what it cost."""
     image_pm1 = torch.from_numpy(image_u8).permute(2, 0, 1).float() / 127.5 - 1
-    mask_pm1 = torch.from_numpy(mask).float().expand(3, -1, -1) * 2 - 1
+    mask_pm1 = mask_pixels(torch.from_numpy(mask))
     latent, _ = tokenizer.encode(torch.stack([image_pm1, mask_pm1]).to(tokenizer.device))
     with torch.inference_mode():
         decoded = tokenizer.decode(latent).cpu().clamp(-1, 1)

@@ -13,7 +13,7 @@ from pipeline.fidelity import psnr_db
 from pipeline.images import read_image, read_union, resize_image, resize_mask
 from pipeline.layouts import layout_named
 from pipeline.tiny_vae_pictures import find_entries
-from pipeline.tokenizer import Tokenizer
+from pipeline.tokenizer import Tokenizer, mask_pixels
 
 SIZE_PX = 224
 BATCH = 4
@@ -48,8 +48,7 @@ def read_pairs(
     unions = [read_union(entry.masks, labels=labels) for entry in entries]
     masks = [resize_mask(union, SIZE_PX) for union in unions]
     images_pm1 = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    masks_pm1 = torch.from_numpy(np.stack(masks)).float() * 2 - 1
-    return Pairs(images_pm1, masks_pm1[:, None].expand(-1, 3, -1, -1))
+    return Pairs(images_pm1, mask_pixels(torch.from_numpy(np.stack(masks))))
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from cli.distill import teach
 from cli.options import (
+    compile_option,
     device_option,
     emit,
     images_at_a_time_option,
@@ -90,6 +91,7 @@ def bench_encode_command(
 @step_precision_option
 @residency_option
 @memory_option
+@compile_option
 @device_option
 @json_option
 def bench_train_command(
@@ -105,12 +107,14 @@ def bench_train_command(
     """
     from lmm.bench import bench_train
     from lmm.settings import TrainSettings
-    from pipeline.device import choose_device, choose_precision
+    from pipeline.device import choose_device, choose_precision, require_compiler
     from pipeline.store import open_store
 
     store, chosen = open_store(latents), choose_device(device)
     wanted = TrainSettings(precision=choose_precision(precision, chosen), **settings)
     wanted.check(store)
+    if wanted.compile:
+        require_compiler(chosen)
     if wanted.has_student:
         teach(store, chosen, wanted.precision)
     result = bench_train(store, wanted, chosen, steps=steps)

@@ -100,6 +100,10 @@ seg_decoder_option = click.option(
     help="What the Dice loss decodes with: the frozen decoder, or a small network taught by it.",
 )
 
+compile_option = click.option(
+    "--compile", is_flag=True, help="Compile the model first: a minute, then faster steps."
+)
+
 residency_option = click.option(
     "--residency",
     type=click.Choice(["auto", "device", "ram", "stream"]),

@@ -10,6 +10,7 @@ import click
 
 from cli.distill import teach
 from cli.options import (
+    compile_option,
     device_option,
     emit,
     json_option,
@@ -95,6 +96,7 @@ POOR_AGREEMENT = 0.9
 )
 @residency_option
 @memory_option
+@compile_option
 @click.option(
     "--deterministic", is_flag=True, help="Only kernels that give the same bits each time."
 )
@@ -128,7 +130,7 @@ def command(
     """
     from lmm.settings import TrainSettings, describe
     from lmm.train import train
-    from pipeline.device import choose_device, choose_precision
+    from pipeline.device import choose_device, choose_precision, require_compiler
     from pipeline.store import open_store
 
     if settings["deterministic"]:
@@ -147,8 +149,11 @@ def command(
     before = finished.read_bytes() if finished.exists() else None
     if not as_json and before is None:
         say(f"train {out}: " + ", ".join(f"{key} {value}" for key, value in plan.items()))
-    if wanted.has_student and before is None:
-        teach(store, chosen, wanted.precision)
+    if before is None:
+        if wanted.compile:
+            require_compiler(chosen)
+        if wanted.has_student:
+            teach(store, chosen, wanted.precision)
     with progress_bar("train", "steps") as progress, _events(out, tensorboard) as log:
         summary = train(
             store,

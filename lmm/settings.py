@@ -32,6 +32,7 @@ class TrainSettings:
     memory_gib  GiB that latents may take in memory; None for half of what there is
     select_on   split whose DSC chooses the epoch; `test` is the GMS authors' own protocol
     deterministic  only kernels that give the same bits each time; a CPU's do so anyway
+    compile     the LMM in kernels that torch generates for it; see `lmm.step.supervised`
     """
 
     loss: str = "compound"
@@ -50,6 +51,7 @@ class TrainSettings:
     memory_gib: float | None = None
     select_on: str = "val"
     deterministic: bool = False
+    compile: bool = False
 
     @property
     def has_dice(self) -> bool:

@@ -1,5 +1,7 @@
 """One optimiser step: the LMM's prediction, its losses, and their gradients in bounded memory."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from lmm.checkpoint import (
 from lmm.decoder import Decoder, MaskDecoder
 from lmm.distill import LEARN_EVERY, Distillation
 from lmm.latents import Batch
-from lmm.losses import dice_loss, lm_loss
+from lmm.losses import LEVELS, dice_loss, lm_loss
 from lmm.model import LatentMappingModel
 from lmm.settings import TrainSettings
 from pipeline.cells import is_out_of_memory
@@ -37,6 +39,7 @@ class Learner:
         distillation: Distillation | None = None,
     ) -> None:
         self.model = model
+        self.supervised = supervised(model, settings)
         self.settings = settings
         self.teacher = teacher
         self.distillation = distillation
@@ -54,7 +57,7 @@ class Learner:
         settings = self.settings
         self.steps += 1
         with autocast(batch.z_image.device, settings.precision):
-            z_mask_hat = self.model(batch.z_image)
+            z_mask_hat = self.supervised(batch.z_image)
         parts: dict[str, Tensor] = {}
         outputs: list[Tensor] = []
         gradients: list[Tensor | None] = []
@@ -91,6 +94,25 @@ class Learner:
         load_optimiser_state(self.optimiser, part_of(tensors, "optimiser"))
         if self.distillation:
             self.distillation.load(part_of(tensors, "student"))
+
+
+def supervised(
+    model: LatentMappingModel, settings: TrainSettings
+) -> Callable[[Tensor], dict[str, Tensor]]:
+    """The LMM's forward as a step needs it: z_image → Ẑ_M of the levels that the loss takes.
+
+    With `settings.compile` torch generates kernels for it at the first call, and on CUDA captures
+    it, its gradient too, as graphs that are launched whole. A step's batches have one shape.
+    """
+    levels = settings.seg_levels.split(",") if settings.loss == "seg" else LEVELS
+
+    def forward(z_image: Tensor) -> dict[str, Tensor]:
+        z_mask_hat = model(z_image)
+        return {level: z_mask_hat[level] for level in levels}
+
+    if not settings.compile:
+        return forward
+    return torch.compile(forward, mode="reduce-overhead", dynamic=False)
 
 
 def seg_gradient(decoder: Decoder, z_mask_hat: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

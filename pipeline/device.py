@@ -41,6 +41,21 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "fp32"
 
 
+def require_compiler(device: torch.device) -> None:
+    """Raise UsageError when torch cannot generate kernels for the device on this machine.
+
+    A C++ compiler and Python's headers are what it takes; on CUDA Triton, which its wheel brings.
+    """
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=device))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"torch cannot compile for {device.type} here: {reason}",
+            "install a C++ compiler and Python's headers, or leave --compile out",
+        ) from error
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """Half-precision arithmetic over float32 weights, or nothing for fp32."""
     if precision == "fp32":

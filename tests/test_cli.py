@@ -125,6 +125,25 @@ def test_tables_for_people_show_per_cent(small_store: str, tmp_path: Path) -> No
     assert "DSC %" in shown.stdout
 
 
+def test_compiling_without_a_compiler_is_refused_before_anything_is_made(
+    small_store: str, tmp_path: Path
+) -> None:
+    out, empty = tmp_path / "run", tmp_path / "empty"
+    empty.mkdir()
+    words = ["train", "--latents", small_store, "--out", str(out), "--compile"]
+    refused = subprocess.run(
+        [sys.executable, "-c", "from cli.main import main; main()", *words, "--device", "cpu"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": str(empty), "TORCHINDUCTOR_CACHE_DIR": str(empty)},
+    )
+    assert refused.returncode == 2
+    assert "compiler" in refused.stderr
+    assert "fix: install a C++ compiler" in refused.stderr
+    assert not out.exists()
+
+
 def test_bench_encode_and_train_give_ratios(
     small_store: str, kl_folder: Path, tmp_path: Path
 ) -> None:

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import lmm.model
 import lmm.step
 from lmm.batches import open_batches
 from lmm.checkpoint import load_weights, open_run, read_checkpoint
@@ -22,6 +24,7 @@ from lmm.selection import validate
 from lmm.settings import TrainSettings, describe, learning_rate
 from lmm.student import MaskStudent
 from lmm.train import new_learner, train
+from pipeline.device import require_compiler
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import open_store
 from pipeline.tokenizer import load_tokenizer, load_tokenizer_of
@@ -136,6 +139,31 @@ def test_every_way_of_training_resumes_to_the_uninterrupted_weights(
     for which in ("last", "best"):
         assert_same(weights(tmp_path / "whole", which), weights(tmp_path / "run", which))
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "run")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+def test_a_compiled_run_trains_as_an_eager_one_and_resumes_to_its_weights(
+    small_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        require_compiler(CPU)
+    except UsageError as error:
+        pytest.skip(str(error))
+    # A whole model takes a minute to compile.
+    monkeypatch.setattr(lmm.model, "Block", partial(torch.nn.Conv2d, kernel_size=3, padding=1))
+    eager = replace(QUICK, loss="seg", seg_levels="out", epochs=3)
+    compiled = replace(eager, compile=True)
+    train(open_store(small_store), tmp_path / "eager", eager, device=CPU)
+    train(open_store(small_store), tmp_path / "whole", compiled, device=CPU)
+    stop_and_resume(4, small_store, tmp_path / "run", compiled)
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    assert untimed(tmp_path / "whole") == untimed(tmp_path / "run")
+    first, second = (untimed(tmp_path / name)[0] for name in ("eager", "whole"))
+    assert first["loss_seg"] == pytest.approx(second["loss_seg"], rel=1e-4)
+    # Sums are taken in another order, but what the loss does not see is left alone as ever: AdamW
+    # would shrink it, were its gradient zero instead of none.
+    for unseen in ("model.convds3.2.weight", "model.convds1.2.weight"):
+        assert torch.equal(weights(tmp_path / "eager")[unseen], weights(tmp_path / "run")[unseen])
 
 
 def test_a_run_with_a_student_keeps_it_and_says_how_well_it_agrees(

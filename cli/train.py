@@ -147,9 +147,9 @@ def command(
         return
     finished = out / "summary.json"
     before = finished.read_bytes() if finished.exists() else None
-    if not as_json and before is None:
-        say(f"train {out}: " + ", ".join(f"{key} {value}" for key, value in plan.items()))
     if before is None:
+        if not as_json:
+            say(f"train {out}: " + ", ".join(f"{key} {value}" for key, value in plan.items()))
         if wanted.compile:
             require_compiler(chosen)
         if wanted.has_student:

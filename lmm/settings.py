@@ -59,6 +59,11 @@ class TrainSettings:
         return self.loss != "lm"
 
     @property
+    def dice_levels(self) -> list[str]:
+        """Levels of the LMM that the Dice loss decodes."""
+        return self.seg_levels.split(",")
+
+    @property
     def has_student(self) -> bool:
         """Whether the Dice loss decodes with a student."""
         return self.has_dice and self.seg_decoder == "student"
@@ -71,7 +76,7 @@ class TrainSettings:
             ("seg-decoder", self.seg_decoder, SEG_DECODERS),
             ("residency", self.residency, RESIDENCIES),
             ("select-on", self.select_on, ("val", "test")),
-            *(("seg-levels", level, LEVELS) for level in self.seg_levels.split(",")),
+            *(("seg-levels", level, LEVELS) for level in self.dice_levels),
         ):
             if value not in known:
                 raise UsageError(f"--{name} {value} is not known", f"one of {', '.join(known)}")

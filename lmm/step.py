@@ -67,9 +67,7 @@ class Learner:
             gradients.append(None)
         if settings.has_dice and self.steps % settings.seg_every == 0:
             assert batch.mask is not None
-            levels = torch.stack(
-                [z_mask_hat[level] for level in settings.seg_levels.split(",")]
-            ).float()
+            levels = torch.stack([z_mask_hat[level] for level in settings.dice_levels]).float()
             parts["seg"], gradient = seg_gradient(self.decoder, levels, batch.mask)
             outputs.append(levels)
             gradients.append(gradient)
@@ -104,7 +102,7 @@ def supervised(
     With `settings.compile` torch generates kernels for it at the first call, and on CUDA captures
     it, its gradient too, as graphs that are launched whole. A step's batches have one shape.
     """
-    levels = settings.seg_levels.split(",") if settings.loss == "seg" else LEVELS
+    levels = settings.dice_levels if settings.loss == "seg" else LEVELS
 
     def forward(z_image: Tensor) -> dict[str, Tensor]:
         z_mask_hat = model(z_image)

@@ -66,7 +66,7 @@ def bench_encode_command(
     Example:
       gms-lmm bench encode manifest.parquet --tokenizer taesd --samples 16
     """
-    from lmm.bench import bench_encode
+    from lmm.bench.encode import bench_encode
     from pipeline.device import choose_device
     from pipeline.manifest import read_manifest
     from pipeline.tokenizer import load_tokenizer
@@ -105,7 +105,7 @@ def bench_train_command(
     Example:
       gms-lmm bench train --latents busi.zarr --loss compound
     """
-    from lmm.bench import bench_train
+    from lmm.bench.train import bench_train
     from lmm.settings import TrainSettings
     from pipeline.device import choose_device, choose_precision, require_compiler
     from pipeline.store import open_store
@@ -142,7 +142,7 @@ def bench_predict_command(
     Example:
       gms-lmm bench predict --run runs/busi-lm scans/
     """
-    from lmm.bench import bench_predict
+    from lmm.bench.predict import bench_predict
     from lmm.predict import load
     from pipeline.image_files import find_images
 
@@ -162,7 +162,7 @@ def bench_read_command(latents: str, as_json: bool) -> None:
     Example:
       gms-lmm bench read --latents busi.zarr
     """
-    from lmm.bench_read import bench_read
+    from lmm.bench.read import bench_read
     from pipeline.store import open_store
 
     result = bench_read(open_store(latents))
@@ -187,7 +187,7 @@ def bench_storage_command(latents: str, samples: int, device: str, as_json: bool
     Example:
       gms-lmm bench storage --latents busi.zarr
     """
-    from lmm.bench_storage import bench_storage
+    from lmm.bench.storage import bench_storage
     from pipeline.device import choose_device
     from pipeline.store import open_store
 

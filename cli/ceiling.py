@@ -30,7 +30,7 @@ def command(store: str, split: str, device: str, as_json: bool) -> None:
     Example:
       gms-lmm ceiling busi.zarr --split test
     """
-    from lmm.ceiling import ceiling
+    from lmm.evaluate.ceiling import ceiling
     from pipeline.device import choose_device
     from pipeline.store import open_store
 
@@ -49,7 +49,7 @@ def say_why_no_psnr(summary: dict[str, Any]) -> None:
 
 
 def show_ceiling(title: str, summary: dict[str, Any]) -> None:
-    """What `lmm.ceiling` found, as a table on stdout."""
+    """What `lmm.evaluate.ceiling` found, as a table on stdout."""
     grid = Table(title=title, title_justify="left")
     for heading in ("", "mean", "sd", "worst"):
         grid.add_column(heading, justify="left" if not heading else "right")

@@ -14,7 +14,7 @@ def command(as_json: bool) -> None:
     Example:
       gms-lmm datasets
     """
-    from pipeline.layouts import LAYOUTS
+    from pipeline.archive.layouts import LAYOUTS
 
     fields = ("name", "archive", "licence", "published", "citation")
     layouts = [{key: getattr(layout, key) for key in fields} for layout in LAYOUTS.values()]

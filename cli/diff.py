@@ -18,8 +18,8 @@ def command(a: str, b: str, as_json: bool) -> None:
     Example:
       gms-lmm diff busi.zarr busi-new.zarr
     """
-    from pipeline.diff import diff_stores
     from pipeline.store import open_store
+    from pipeline.store.diff import diff_stores
 
     found = diff_stores(open_store(a), open_store(b))
     emit({"a": a, "b": b, **found}, as_json, lambda: _show(found))

@@ -18,7 +18,7 @@ from cli.options import (
 if TYPE_CHECKING:
     import torch
 
-    from lmm.student import MaskStudent
+    from lmm.student.network import MaskStudent
     from pipeline.store import LatentStore
 
 
@@ -37,7 +37,7 @@ def command(latents: str, precision: str, device: str, as_json: bool) -> None:
       gms-lmm distill --latents busi.zarr
     """
     from lmm.decoder import MaskDecoder
-    from lmm.student_file import STUDENT_FILE, measure
+    from lmm.student.file import STUDENT_FILE, measure
     from pipeline.device import choose_device, choose_precision
     from pipeline.store import open_store
     from pipeline.tokenizer import load_tokenizer_of
@@ -61,7 +61,7 @@ def teach(
 ) -> "tuple[MaskStudent, bool]":
     """The store's student, and whether it was kept; a bar while one is taught."""
     from lmm.decoder import MaskDecoder
-    from lmm.student_file import kept_student, new_student
+    from lmm.student.file import kept_student, new_student
     from pipeline.tokenizer import load_tokenizer_of
 
     kept = kept_student(store, device)

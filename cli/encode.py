@@ -17,7 +17,7 @@ from cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.lock import Partition
+    from pipeline.store.lock import Partition
 
 
 class PartitionType(click.ParamType["Partition"]):
@@ -28,7 +28,7 @@ class PartitionType(click.ParamType["Partition"]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> "Partition":
-        from pipeline.lock import Partition
+        from pipeline.store.lock import Partition
 
         number, _, count = str(value).partition("/")
         if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
@@ -120,7 +120,7 @@ def command(
 
     loaded = load_tokenizer(tokenizer, choose_device(device))
     if dry_run:
-        from pipeline.work import find_work, store_attributes
+        from pipeline.encode.work import find_work, store_attributes
 
         attributes = store_attributes(samples, loaded, views, size, seed, precision)
         _show_work(store, find_work(store, samples, attributes).counts(), as_json)

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import emit, json_option, progress_bar, say
-from pipeline.layouts import LAYOUTS
-from pipeline.splits import SPLIT, SPLITS, VAL_FRACTION
+from pipeline.archive.layouts import LAYOUTS
+from pipeline.archive.splits import SPLIT, VAL_FRACTION
+from pipeline.manifest import SPLITS
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from pipeline.manifest import Ingest
+    from pipeline.archive import Ingest
 
 
 def _shares(
@@ -88,8 +89,9 @@ def command(root: str, layout: str, output: str, as_json: bool, **options: Any) 
     Example:
       gms-lmm ingest Dataset_BUSI_with_GT --layout busi -o manifest.parquet
     """
-    from pipeline.checks import fault_lines
-    from pipeline.manifest import build_manifest, write_manifest
+    from pipeline.archive import build_manifest
+    from pipeline.archive.checks import fault_lines
+    from pipeline.manifest import write_manifest
 
     with progress_bar("checking", "samples") as progress:
         ingest = build_manifest(root, layout, progress=progress, **options)

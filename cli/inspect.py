@@ -21,8 +21,8 @@ def command(store: str, as_json: bool) -> None:
     Example:
       gms-lmm inspect busi.zarr
     """
-    from pipeline.inspect import describe_store
     from pipeline.store import open_store
+    from pipeline.store.inspect import describe_store
 
     facts = describe_store(open_store(store))
     emit(facts, as_json, lambda: _show(facts))

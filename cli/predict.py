@@ -17,7 +17,7 @@ from cli.options import (
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
-    from lmm.predict_files import Prediction
+    from lmm.predict.files import Prediction
 
 
 @click.command("predict")
@@ -76,7 +76,7 @@ def command(
     require_distinct_stems(found)
 
     from lmm.predict import load
-    from lmm.predict_files import predict_files
+    from lmm.predict.files import predict_files
 
     model = load(run_path, tokenizer=tokenizer, size=size, device=device, precision=precision)
     with progress_bar("predict", "images") as progress:

@@ -27,7 +27,7 @@ def command(store: str, manifest: Path | None, as_json: bool) -> None:
     from dataclasses import asdict
 
     from pipeline.manifest import read_manifest
-    from pipeline.prune import prune
+    from pipeline.store.prune import prune
 
     kept = None if manifest is None else read_manifest(manifest)
     with progress_bar("prune", "shards") as progress:

@@ -51,7 +51,7 @@ def command(
 def _table(runs: "list[Run]", split: str, kind: str, output: Path | None, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from lmm.tables import build_rows, format_table
+    from lmm.report.tables import build_rows, format_table
 
     rows = build_rows(runs, split)
     text = format_table(rows, kind)

@@ -29,7 +29,7 @@ def command(store: str, reencode: int, device: str, as_json: bool) -> None:
       gms-lmm verify busi.zarr --reencode 20
     """
     from pipeline.store import open_store
-    from pipeline.verify import verify
+    from pipeline.store.verify import verify
 
     opened = open_store(store)
     with progress_bar("verify", "shards") as progress:
@@ -37,7 +37,7 @@ def command(store: str, reencode: int, device: str, as_json: bool) -> None:
     again = 0
     if reencode and not faults:
         from pipeline.device import choose_device
-        from pipeline.reencode import reencode as encode_again
+        from pipeline.encode.reencode import reencode as encode_again
         from pipeline.tokenizer import load_tokenizer_of
 
         tokenizer = load_tokenizer_of(opened.tokenizer, choose_device(device))

@@ -3,13 +3,18 @@
 from collections.abc import Iterator
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
 from lmm.latents import raw_latent
 from lmm.losses import to_grey
 from pipeline.tokenizer import Tokenizer
 
 THRESHOLD = 0.5
+
+Grey = NDArray[np.float32]
 
 
 def images_at_a_time(device: torch.device) -> int:
@@ -61,3 +66,15 @@ class MaskDecoder:
     def masks(self, z_mask_hat: torch.Tensor) -> torch.Tensor:
         """Binary masks: (n, C, h, w) → (n, H, W) bool."""
         return torch.cat([grey > THRESHOLD for grey in self.greys(z_mask_hat)])
+
+
+def at_size(grey: Grey, height: int, width: int) -> Grey:
+    """A grey map at another size: bilinear, antialiased where it shrinks.
+
+    grey     (S, S) float32 in [0, 1]; to be compared with the threshold afterwards, so that a
+             mask's contour has no stairs of the map's pixels
+    returns  (height, width) float32 in [0, 1]
+    """
+    # The filter by which the image was resized, so that both sides agree on where pixels lie.
+    resized = Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR)
+    return np.array(resized)

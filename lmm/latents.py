@@ -1,7 +1,7 @@
 """A split of a store in memory, and batches of it as the LMM reads them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from pipeline.ahead import map_ahead
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import LatentStore
+from pipeline.telling import Progress
 
 POSTERIORS = ("mean", "sample", "gms")
 
@@ -206,7 +207,7 @@ def load_latents(
     views: int | None = None,
     masks: bool = True,
     device: str | torch.device = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Latents:
     """Read one split of a finished store into memory, some shards at a time.
 

@@ -14,13 +14,13 @@ from lmm.checkpoint import (
     weights_of,
 )
 from lmm.decoder import Decoder, MaskDecoder
-from lmm.distill import LEARN_EVERY, Distillation
 from lmm.latents import Batch
 from lmm.losses import LEVELS, dice_loss, lm_loss
 from lmm.model import LatentMappingModel
 from lmm.settings import TrainSettings
-from pipeline.cells import is_out_of_memory
+from lmm.student.distillation import LEARN_EVERY, Distillation
 from pipeline.device import autocast
+from pipeline.encode.cells import is_out_of_memory
 
 
 class Learner:

@@ -24,18 +24,17 @@ from lmm.checkpoint import (
     write_json,
 )
 from lmm.decoder import MaskDecoder
-from lmm.distill import LATER_LR, Distillation
 from lmm.latents import Latents, load_latents
 from lmm.model import LatentMappingModel
 from lmm.selection import is_kept, validate
 from lmm.settings import TrainSettings, learning_rate, steps_per_epoch
 from lmm.step import Learner
-from lmm.student_file import STUDENT_FILE, load_student
+from lmm.student.distillation import LATER_LR, Distillation
+from lmm.student.file import STUDENT_FILE, load_student
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import LatentStore
+from pipeline.telling import Progress
 from pipeline.tokenizer import Tokenizer, load_tokenizer_of
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.pairing import SUFFIXES, images_in
+from pipeline.telling import some_of
 
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm"}
+LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
 SHOWN = 5
 
 
@@ -29,7 +31,7 @@ def find_images(words: Iterable[str | Path]) -> list[Path]:
             found.setdefault(path.parent.resolve() / path.name, path)
     if barren:
         raise InputError(
-            f"{listed(barren)}: no image there, and no glob that matches one",
+            f"{some_of(barren, SHOWN, '; ')}: no image there, and no glob that matches one",
             f"give files, folders that hold images ({', '.join(sorted(SUFFIXES))}), or globs; "
             "a/**/*.png looks into folders of folders",
         )
@@ -44,15 +46,33 @@ def require_distinct_stems(images: Sequence[Path]) -> None:
     shared = [" and ".join(paths) for paths in of_stem.values() if len(paths) > 1]
     if shared:
         raise InputError(
-            f"{len(shared)} names are shared by several images: {listed(shared)}",
+            f"{len(shared)} names are shared by several images: {some_of(shared, SHOWN, '; ')}",
             "one call for each folder, with an output folder of its own",
         )
 
 
-def listed(words: Sequence[str]) -> str:
-    """The first few of them, and how many more there are."""
-    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-    return "; ".join(words[:SHOWN]) + more
+def visible(folder: Path) -> list[Path]:
+    """Sorted content of a folder without what file managers and archivers leave behind."""
+    try:
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed: {error.strerror}", "allow reading") from None
+    for path in paths:
+        if any("\ud800" <= letter <= "\udfff" for letter in path.name):
+            raise InputError(f"{str(path)!r}: the file name is not UTF-8", "rename the file")
+    return [p for p in paths if p.name[0] != "." and p.name.lower() not in LITTER]
+
+
+def images_in(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """Image files of a folder, and a note on whatever else lies there."""
+    images: list[Path] = []
+    others: list[Path] = []
+    for path in visible(folder):
+        known = path.suffix.lower() in SUFFIXES and path.is_file()
+        (images if known else others).append(path)
+    names = some_of(path.name for path in others)
+    note = f"{folder.name}: {len(others)} entries are not image files: {names}"
+    return images, (note,) if others else ()
 
 
 def _images_of(word: str) -> list[Path]:

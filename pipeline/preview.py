@@ -1,7 +1,7 @@
 """A contact sheet of a data set: clean image, mask contour, drawn views, tokenizer round trip."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pipeline.fidelity import psnr_db
 from pipeline.images import ImageU8, Mask
 from pipeline.manifest import Manifest
 from pipeline.samples import decode_sample
+from pipeline.telling import Progress
 from pipeline.tokenizer import Tokenizer, mask_pixels, require_multiple
 
 GAP_PX, CAPTION_PX, FONT_PX = 8, 18, 12
@@ -61,7 +62,7 @@ def draw_preview(
     seed: int = 0,
     size: int = 224,
     tokenizer: Tokenizer | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Preview:
     """The sheet: a row for each of `samples` rows spread evenly over the manifest.
 

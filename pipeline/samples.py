@@ -1,6 +1,5 @@
 """A sample's files to its pixels, when they are still the bytes that were ingested."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,9 @@ import numpy as np
 
 from pipeline.ahead import map_ahead
 from pipeline.errors import InputError
+from pipeline.files import sha256_of
 from pipeline.images import ImageU8, read_image, read_union, resize_image, resize_mask
 from pipeline.manifest import Manifest
-from pipeline.store import LatentStore
 
 
 def decode_sample(
@@ -30,25 +29,23 @@ def decode_sample(
 
 def require_same_bytes(paths: list[Path], ingested_sha256: str) -> None:
     """Raise InputError unless the files, one after the other, are the bytes that were ingested."""
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            digest.update(path.read_bytes())
-        except OSError as error:
-            raise InputError(
-                f"{path} cannot be read: {error.strerror}", "restore the file"
-            ) from error
-    if digest.hexdigest() != ingested_sha256:
+    try:
+        found = sha256_of(paths)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename} cannot be read: {error.strerror}", "restore the file"
+        ) from error
+    if found != ingested_sha256:
         names = ", ".join(str(path) for path in paths)
         raise InputError(f"{names} changed since it was ingested", "run gms-lmm ingest again")
 
 
-def original_images(store: LatentStore, sample_ids: Sequence[str]) -> Iterator[ImageU8]:
-    """The images that were encoded, read again from where they were, at the store's size.
+def original_images(manifest: Manifest, size: int, sample_ids: Sequence[str]) -> Iterator[ImageU8]:
+    """Images of a manifest as they are encoded.
 
-    yields  (S, S, 3) uint8, in the order of `sample_ids`
+    size    side of each, px
+    yields  (size, size, 3) uint8, in the order of `sample_ids`
     raises  InputError when a file is gone or no longer the bytes that were ingested
     """
-    source = store.source()
-    row_of = {row["sample_id"]: row for row in source.frame.to_dicts()}
-    return map_ahead(lambda name: decode_sample(source, row_of[name], store.size)[0], sample_ids)
+    row_of = {row["sample_id"]: row for row in manifest.frame.to_dicts()}
+    return map_ahead(lambda name: decode_sample(manifest, row_of[name], size)[0], sample_ids)

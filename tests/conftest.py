@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 import small
 import torch
 
-import lmm.student_file
+import lmm.student.file
 from lmm.checkpoint import Run, open_run
 from lmm.settings import TrainSettings
 from lmm.train import train
+from pipeline.archive import build_manifest
 from pipeline.encode import encode
-from pipeline.manifest import build_manifest
 from pipeline.store import open_store
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 
@@ -91,6 +91,6 @@ def store_copy(small_store: str, tmp_path: Path) -> Path:
 def _little_teaching() -> Iterator[None]:
     """Students of the suite are taught on a few latents: what they decode to is not its subject."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lmm.student_file, "FIRST_PAIRS", 32)
-        patch.setattr(lmm.student_file, "FIRST_LESSONS", 20)
+        patch.setattr(lmm.student.file, "FIRST_PAIRS", 32)
+        patch.setattr(lmm.student.file, "FIRST_LESSONS", 20)
         yield

@@ -1,4 +1,4 @@
-"""What README says of the tree is what the modules say of themselves."""
+"""What the READMEs say of the tree is what the modules say of themselves."""
 
 import ast
 import re
@@ -8,32 +8,43 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-MODULES = sorted(
-    path.relative_to(ROOT).as_posix()
-    for package in ("pipeline", "lmm", "cli")
-    for path in (ROOT / package).glob("*.py")
-    if path.name != "__init__.py"
-)
+PACKAGES = ("pipeline", "lmm", "cli")
 
 
-def first_line(module: str) -> str:
-    docstring = ast.get_docstring(ast.parse((ROOT / module).read_text()))
+def first_line(module: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(module.read_text()))
     assert docstring, module
     return docstring.splitlines()[0]
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_the_tree_in_the_readme_says_what_the_module_says(module: str) -> None:
-    package, _, name = module.partition("/")
-    tree = re.search(rf"^{package}/ .*?(?=^\S|\Z)", README, re.MULTILINE | re.DOTALL)
-    assert tree, f"README has no {package}/ in its tree"
-    lines = dict(re.findall(r"^  (\S+\.py) +(.+)$", tree.group(), re.MULTILINE))
-    assert lines.get(name) == first_line(module)
+def modules_of(package: str) -> dict[str, str]:
+    """First lines by path below the package; a folder's is that of its __init__."""
+    home = ROOT / package
+    found = {}
+    for path in home.rglob("*.py"):
+        name = path.relative_to(home).as_posix()
+        if name != "__init__.py":
+            found[name.removesuffix("__init__.py")] = first_line(path)
+    return found
 
 
-def test_the_tree_in_the_readme_names_no_module_that_is_gone() -> None:
-    named = re.findall(r"^  (\w+\.py) ", README, re.MULTILINE)
-    assert sorted(named) == sorted(module.partition("/")[2] for module in MODULES)
+def tree_of(package: str) -> dict[str, str]:
+    """What the tree in a package's README says, by path below the package."""
+    tree = re.search(
+        r"^## The tree\n\n```\n(.*?)^```", (ROOT / package / "README.md").read_text(), re.M | re.S
+    )
+    assert tree, f"{package}/README.md has no tree"
+    said, folder = {}, ""
+    for line in tree[1].splitlines():
+        name, _, words = line.strip().partition(" ")
+        folder = name if name.endswith("/") else folder if line.startswith(" ") else ""
+        said[folder if name == folder else folder + name] = words.strip()
+    return said
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_tree_of_a_package_is_what_its_modules_say_of_themselves(package: str) -> None:
+    assert tree_of(package) == modules_of(package)
 
 
 def test_every_command_in_the_readme_exists() -> None:
@@ -44,6 +55,7 @@ def test_every_command_in_the_readme_exists() -> None:
     assert {*COMMANDS} <= named, {*COMMANDS} - named
 
 
-def test_links_within_the_repository_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("readme", ["README.md", *(f"{package}/README.md" for package in PACKAGES)])
+def test_links_within_the_repository_lead_somewhere(readme: str) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)\)", (ROOT / readme).read_text()):
+        assert (ROOT / readme).parent.joinpath(target).exists(), target

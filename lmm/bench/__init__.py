@@ -1,0 +1,1 @@
+"""Measured speed, as ratios: what is compared runs in turns in one process."""

@@ -1,0 +1,182 @@
+"""A new image in, its mask at its own size out: tokenizer, LMM and decoder as one."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lmm.checkpoint import Run, open_run
+from lmm.decoder import THRESHOLD, Grey, MaskDecoder, at_size
+from lmm.latents import model_latent
+from lmm.model import LatentMappingModel
+from pipeline.device import autocast, choose_device, choose_precision
+from pipeline.errors import ArtefactError, UsageError
+from pipeline.images import ImageError, ImageU8, Mask, read_image, read_pillow, resize_image
+from pipeline.tokenizer import Tokenizer, load_tokenizer, load_tokenizer_of, require_multiple
+
+
+class Predictor:
+    """E, LMM and D as one: an image in, its mask out; what `load` gives.
+
+    size       side of the square the tokenizer reads, px
+    precision  arithmetic of all three: fp32 or bf16
+    """
+
+    def __init__(
+        self, model: LatentMappingModel, tokenizer: Tokenizer, size: int, precision: str
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.decoder = MaskDecoder(tokenizer, precision)
+        self.size = size
+        self.precision = precision
+        self.device = tokenizer.device
+
+    def __call__(self, image: str | Path | Image.Image | ImageU8) -> Mask:
+        """The mask of one image: its grey map (see `grey`) above 0.5.
+
+        image    as for `grey`
+        returns  (H, W) bool, the image's own size as displayed
+        """
+        return self.grey(image) > THRESHOLD
+
+    def grey(self, image: str | Path | Image.Image | ImageU8) -> Grey:
+        """The decoder's grey map of one image, carried to the image's own size by `at_size`.
+
+        image    a path, read as at encoding (`pipeline.images.read_image`); a Pillow image, taken
+                 likewise; or an array (H, W) grey or (H, W, 3) RGB uint8, 0…255, upright
+        returns  (H, W) float32 in [0, 1], H and W as displayed: EXIF orientation is applied
+        raises   ImageError for an image that cannot be read, or for which the model's output is
+                 not finite; TypeError or ValueError for an array of another dtype or shape
+        """
+        image_u8 = _pixels_of(image)
+        grey = self.grey_maps(resize_image(image_u8, self.size)[None])[0]
+        fault = fault_of(grey, Path(image) if isinstance(image, str | Path) else Path("image"))
+        if fault:
+            raise fault
+        return at_size(grey, image_u8.shape[0], image_u8.shape[1])
+
+    @torch.inference_mode()
+    def grey_maps(self, images_u8: ImageU8) -> Grey:
+        """Grey maps of images that are already at the model's size.
+
+        images_u8  (B, size, size, 3) uint8, 0…255
+        returns    (B, size, size) float32 in [0, 1]
+        """
+        tokenizer, precision = self.tokenizer, self.precision
+        pixels_u8 = torch.from_numpy(images_u8).to(self.device).permute(0, 3, 1, 2)
+        mean, _ = tokenizer.encode(pixels_u8.float() / 255.0 * 2.0 - 1.0, precision)
+        # Through float16, as latents lie in a store: what the LMM was trained on.
+        z_image = model_latent(mean.half(), tokenizer.scaling_factor, tokenizer.shift_factor)
+        with autocast(self.device, precision):
+            z_mask_hat = self.model(z_image)["out"]
+        grey: Grey = self.decoder(z_mask_hat.float()).cpu().numpy()
+        return grey
+
+
+def load(
+    run: str | Path | Run,
+    *,
+    tokenizer: str | None = None,
+    size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> Predictor:
+    """A run with its tokenizer, ready for images.
+
+        import lmm.predict.predictor
+
+        model = lmm.predict.load("runs/busi-lm")
+        mask = model("scan.png")
+
+    run        a run directory
+    tokenizer  name, path or hub id; only for a run whose description names none (of
+               `import-checkpoint`), or where the weights now lie elsewhere
+    size       side the images are resized to, px; only for a run that does not say it
+    device     auto, cpu, cuda, …
+    precision  fp32, bf16, or auto: bf16 where the hardware computes in it
+    raises     ArtefactError when there is no run, or the tokenizer is not the one whose latents it
+               maps; UsageError when tokenizer or size are missing, or contradict the run
+    """
+    run = run if isinstance(run, Run) else open_run(Path(run))
+    _require_said(run, tokenizer, size)
+    side = _size_of(run, size)
+    chosen = choose_device(device)
+    loaded = _tokenizer_of(run, tokenizer, chosen)
+    require_multiple(side, loaded)
+    return Predictor(run.model(chosen), loaded, side, choose_precision(precision, chosen))
+
+
+def fault_of(grey: Grey, path: Path) -> ImageError | None:
+    """What is wrong with a grey map, as a fault of its image; None when it is finite."""
+    # A comparison with NaN is False: it would pass for background.
+    if np.isfinite(grey).all():
+        return None
+    detail = "gives latents or a mask that are not finite"
+    return ImageError(path, "not-finite", detail, "look at the image; --precision fp32")
+
+
+def _pixels_of(image: str | Path | Image.Image | ImageU8) -> ImageU8:
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return read_pillow(image)
+    if image.dtype != np.uint8:
+        raise TypeError(f"the image is {image.dtype}, expected uint8, 0…255")
+    if image.ndim == 2:
+        image = np.repeat(image[:, :, None], 3, axis=2)
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"the image has shape {image.shape}, expected (H, W) or (H, W, 3)")
+    return image
+
+
+def _size_of(run: Run, size: int | None) -> int:
+    """Side of what the model reads, px: the run's own, or the one given for an imported run."""
+    own: dict[str, Any] | None = run.description["store"]
+    if own is None:
+        assert size is not None, "_require_said has asked for it"
+        return size
+    if size not in (None, own["size"]):
+        raise UsageError(
+            f"{run.path} was trained at {own['size']} px, asked for is {size} px", "no --size"
+        )
+    return int(own["size"])
+
+
+def _require_said(run: Run, tokenizer: str | None, size: int | None) -> None:
+    unsaid = []
+    if run.tokenizer is None and tokenizer is None:
+        unsaid.append("--tokenizer")
+    if run.description["store"] is None and size is None:
+        unsaid.append("--size")
+    if unsaid:
+        raise UsageError(
+            f"{run.path} was imported, and does not say what {' and '.join(unsaid)} are",
+            "give what its weights were trained with: the GMS authors' are for "
+            "--tokenizer sd-vae --size 224",
+        )
+
+
+def _tokenizer_of(run: Run, name: str | None, device: torch.device) -> Tokenizer:
+    """The tokenizer whose latents the model maps, checked by digest where the run says one."""
+    trained = run.tokenizer
+    if name is None:
+        assert trained is not None, "_require_said has asked for it"
+        return load_tokenizer_of(trained, device)
+    tokenizer = load_tokenizer(name, device)
+    if trained is not None and tokenizer.digest != trained["digest"]:
+        raise ArtefactError(
+            f"{run.path} was trained on latents of {trained['name']!r} ({trained['digest'][:12]}), "
+            f"tokenizer {name!r} is {tokenizer.digest[:12]}",
+            "leave --tokenizer out, or say where the run's own weights lie",
+        )
+    channels = run.description["model"]["latent_channels"]
+    if tokenizer.latent_channels != channels:
+        raise ArtefactError(
+            f"{run.path} maps latents of {channels} channels, "
+            f"tokenizer {name!r} has {tokenizer.latent_channels}",
+            "--tokenizer the one that its weights were trained with",
+        )
+    return tokenizer

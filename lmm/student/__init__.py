@@ -1,0 +1,1 @@
+"""The student: a small network that decodes mask latents in the frozen decoder's place."""

@@ -1,0 +1,159 @@
+"""What an encode has to do and why, cell by cell, found out before anything is touched.
+
+The keys that manifest and settings ask for are held against the keys that are stored: what differs
+is work. That is new samples, edited files, added views, and whatever a killed encode left undone.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pipeline.augment import POLICY, ViewPolicy, draw_views
+from pipeline.errors import UsageError
+from pipeline.manifest import Manifest
+from pipeline.store import LatentStore, open_store, store_exists
+from pipeline.store.keys import KEY_BYTES, cell_keys
+from pipeline.tokenizer import Tokenizer
+
+# In order of precedence: the first that holds of a cell is why it is encoded.
+REASONS = (
+    "new sample",
+    "image edited",
+    "mask edited",
+    "view added",
+    "view drawn anew",
+    "not encoded yet",
+    "encoded from something else",
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The state a store is to be brought to, and the cells that have to be encoded for it.
+
+    attributes  the store's attributes as they are to be
+    samples     its rows, as they are to be, in array order
+    todo        bool [view, sample], the cells to encode
+    reasons     int8 [view, sample], place in REASONS; of no meaning where nothing is to do
+    """
+
+    attributes: dict[str, Any]
+    samples: pl.DataFrame
+    todo: np.ndarray
+    reasons: np.ndarray
+
+    def counts(self) -> dict[str, int]:
+        """Cells to encode by reason, those with any."""
+        found = np.bincount(self.reasons[self.todo], minlength=len(REASONS)).tolist()
+        return {reason: count for reason, count in zip(REASONS, found, strict=True) if count}
+
+
+def store_attributes(
+    manifest: Manifest, tokenizer: Tokenizer, views: int, size: int, seed: int, precision: str
+) -> dict[str, Any]:
+    """Everything a store says about how it was made; JSON types only."""
+    return {
+        "tokenizer": tokenizer.describe(),
+        "preprocessing": {
+            "size": size,
+            "image_resize": "bilinear, antialiased",
+            "mask_resize": "nearest",
+            "mask_values": "labels" if manifest.labels else "binary",
+            "pixel_range": [-1, 1],
+            "precision": precision,
+        },
+        "views": views,
+        "view_policy": asdict(POLICY),
+        "seed": seed,
+        "manifest_digest": manifest.digest,
+        "root": str(manifest.root),
+    }
+
+
+def find_work(url: str, manifest: Manifest, attributes: dict[str, Any]) -> Work:
+    """Hold what is asked for against what is stored; writes nothing.
+
+    raises  UsageError when the store was made with another tokenizer, size or precision
+    """
+    views = attributes["views"]
+    if not store_exists(url):
+        shape = (views, len(manifest.frame))
+        return Work(attributes, manifest.frame, np.ones(shape, np.bool_), np.zeros(shape, np.int8))
+    store = open_store(url)
+    refuse_other_settings(store, attributes)
+    samples = merge_samples(store.samples, manifest.frame)
+    policy = ViewPolicy(**attributes["view_policy"])
+    plan = draw_views(samples["sample_id"].to_list(), views, attributes["seed"], policy)
+    wanted = cell_keys(attributes, samples, plan, views)
+    stored = np.zeros((views, len(samples), KEY_BYTES), np.uint8)
+    known = store.stored_keys()[:views]
+    stored[: len(known), : known.shape[1]] = known
+    live = samples["split"].is_not_null().to_numpy()
+    todo = (stored != wanted).any(axis=2) & live
+    return Work(attributes, samples, todo, _reasons(store, attributes, samples, stored))
+
+
+def _reasons(
+    store: LatentStore, attributes: dict[str, Any], samples: pl.DataFrame, stored: np.ndarray
+) -> np.ndarray:
+    views, count = stored.shape[:2]
+    place = np.arange(count)
+    old = store.samples
+    edited = np.zeros((2, count), np.bool_)
+    for i, column in enumerate(("image_sha256", "mask_sha256")):
+        edited[i, : len(old)] = (old[column] != samples[column][: len(old)]).to_numpy()
+    drawn = np.arange(views)[:, None] > 0
+    redrawn = any(attributes[key] != store.attributes[key] for key in ("seed", "view_policy"))
+    empty = ~stored.any(axis=2)
+    holds = {
+        "new sample": place >= len(old),
+        "image edited": edited[0],
+        "mask edited": edited[1],
+        "view added": (np.arange(views)[:, None] >= store.views) & empty,
+        "view drawn anew": drawn & ~empty & redrawn,
+        "not encoded yet": empty,
+        "encoded from something else": True,
+    }
+    conditions = [np.broadcast_to(holds[reason], (views, count)) for reason in REASONS]
+    first: np.ndarray = np.argmax(conditions, axis=0).astype(np.int8)
+    return first
+
+
+def refuse_other_settings(store: LatentStore, attributes: dict[str, Any]) -> None:
+    """Raise UsageError unless tokenizer and preprocessing are those the store was made with."""
+    fix = "encode into another store path"
+    old, new = store.tokenizer, attributes["tokenizer"]
+    if old["digest"] != new["digest"]:
+        raise UsageError(
+            f"{store.url} was encoded with tokenizer {old['name']!r} ({old['digest'][:12]}), "
+            f"asked for is {new['name']!r} ({new['digest'][:12]})",
+            fix,
+        )
+    for key, value in attributes["preprocessing"].items():
+        stored = store.attributes["preprocessing"].get(key)
+        if stored != value:
+            raise UsageError(
+                f"{store.url} was encoded with {key} {stored}, asked for is {value}", fix
+            )
+
+
+def merge_samples(stored: pl.DataFrame, wanted: pl.DataFrame) -> pl.DataFrame:
+    """The manifest's rows in array order: known samples keep their place, new ones come last.
+
+    A sample that has left the manifest keeps its row and place with a null split, so that its
+    cells are still there should it come back.
+    """
+    known = stored.select("sample_id").join(
+        wanted, on="sample_id", how="inner", maintain_order="left"
+    )
+    gone = stored.join(wanted, on="sample_id", how="anti").with_columns(
+        split=pl.lit(None, pl.String)
+    )
+    new = wanted.join(stored, on="sample_id", how="anti", maintain_order="left")
+    place = {name: i for i, name in enumerate(stored["sample_id"])}
+    columns = wanted.columns
+    rows = pl.concat([known.select(columns), gone.select(columns)])
+    order = rows["sample_id"].replace_strict(place, return_dtype=pl.Int64)
+    return pl.concat([rows[order.arg_sort()], new.select(columns)])

@@ -1,0 +1,126 @@
+"""Reclaim the room of cells that are no longer wanted: departed samples, views not asked for."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import UsageError
+from pipeline.manifest import Manifest
+from pipeline.store.create import create_store
+from pipeline.store.latent_store import LatentStore, open_store
+from pipeline.store.lock import writer_lock
+from pipeline.store.receipt import write_receipt
+from pipeline.telling import Progress
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was dropped, and the bytes that gave."""
+
+    samples: int
+    views: int
+    bytes_before: int
+    bytes_after: int
+
+
+def prune(url: str, manifest: Manifest | None = None, progress: Progress | None = None) -> Pruned:
+    """Copy what is wanted into a new store beside the old one, then put it in its place.
+
+    Nothing is encoded. Whenever the process dies the old store or the new one is there, whole.
+
+    manifest  keep only its samples; None keeps those of the manifest last encoded
+    progress  called with (shards written, shards to write)
+    raises    UsageError for a store that is not on a local disk, where a folder can be renamed, or
+              when nothing would be left; ArtefactError when someone writes to it or it is damaged
+    """
+    if not isinstance(fsspec.core.url_to_fs(url)[0], LocalFileSystem):
+        raise UsageError(
+            f"{url} is not on a local disk, where a pruned copy can take its place at once",
+            "encode the manifest into a new store there, or prune a local copy and upload it",
+        )
+    with writer_lock(url, "prune"):
+        _finish_swap(url)
+        store = open_store(url)
+        keep = store.live.copy()
+        if manifest is not None:
+            kept = manifest.frame["sample_id"].to_list()
+            keep &= store.samples["sample_id"].is_in(kept).to_numpy()
+        if not keep.any():
+            raise UsageError(f"no sample of {url} would be left", "delete it if that is meant")
+        views = store.array("key").shape[0]
+        before = sum(store.files.values())
+        if not keep.all() or views > store.views:
+            place, fresh, old = _places(url)
+            _remove(fresh)
+            _copy(store, np.flatnonzero(keep), str(fresh), progress)
+            place.rename(old)
+            _finish_swap(url)
+        after = sum(open_store(url).files.values())
+    return Pruned(int((~keep).sum()), views - store.views, before, after)
+
+
+def _places(url: str) -> tuple[Path, Path, Path]:
+    """The store, its pruned copy while that is being written, the old store while they change."""
+    place = Path(fsspec.core.url_to_fs(url.rstrip("/"))[1])
+    return (
+        place,
+        place.with_name(f"{place.name}.pruned"),
+        place.with_name(f"{place.name}.old"),
+    )
+
+
+def _finish_swap(url: str) -> None:
+    """Put the copy, whole since the old store is aside, in its place; also for a killed prune."""
+    place, fresh, old = _places(url)
+    if old.exists():
+        if not place.exists():
+            fresh.rename(place)
+        _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _copy(
+    store: LatentStore,
+    rows: np.ndarray,
+    url: str,
+    progress: Progress | None,
+) -> None:
+    """The cells of some rows, closed up, as a store of its own; its receipt if it is complete."""
+    named = {k: v for k, v in store.attributes.items() if k not in ("format_version", "software")}
+    samples = store.samples[rows.tolist()]
+    copy = create_store(url, named, samples, store.latent_shape)
+    # The versions that encoded the cells, not those that move them.
+    copy.group.attrs["software"] = store.attributes["software"]
+    stored = store.stored_keys()
+    total = copy.blocks() * store.views
+    for step, (block, view) in enumerate(np.ndindex(copy.blocks(), store.views)):
+        target = copy.rows_of(block)
+        wanted = rows[target]
+        if stored[view, wanted].any():
+            for name in store.arrays:
+                copy.array(name)[view, target] = _gather(store, name, view, wanted)
+        if progress:
+            progress(step + 1, total)
+    copy = open_store(url)
+    if copy.present()[:, copy.live].all():
+        write_receipt(copy)
+
+
+def _gather(store: LatentStore, name: str, view: int, rows: np.ndarray) -> np.ndarray:
+    """Cells of one array by row; those of shards that were never written are absent in the copy."""
+    array = store.array(name)
+    cells = np.full((len(rows), *array.shape[2:]), array.fill_value, array.dtype)
+    for block in np.unique(rows // store.shard_samples).tolist():
+        here = rows // store.shard_samples == block
+        if store.chunk_path("key", view, block) in store.files:
+            inside = rows[here] - store.rows_of(block).start
+            cells[here] = store.read_shard(name, view, block)[inside]
+    return cells

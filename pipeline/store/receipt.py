@@ -1,0 +1,77 @@
+"""The receipt that finishes a store: what it holds, and a digest of every array."""
+
+import hashlib
+import json
+from typing import Any
+
+import dask
+import numpy as np
+import polars as pl
+
+from pipeline.store.latent_store import LatentStore
+
+
+def write_receipt(store: LatentStore) -> None:
+    """Finish a store: read every live cell back and put down what is in it, if it is not already.
+
+    raises  ArtefactError when a chunk is missing or damaged
+    """
+    head = receipt_head(store)
+    receipt = store.receipt()
+    if receipt and {key: receipt.get(key) for key in head} == head:
+        return
+    content = {**head, "arrays": array_digests(store)}
+    store.write_file("receipt.json", (json.dumps(content, indent=1) + "\n").encode())
+
+
+def receipt_head(store: LatentStore) -> dict[str, Any]:
+    """What a receipt says of a store without reading its data; JSON types only.
+
+    There are no times, host names or paths in it, so that equal stores have equal receipts.
+    """
+    config = {
+        key: value
+        for key, value in store.attributes.items()
+        if key not in ("software", "manifest_digest", "root")
+    }
+    config["tokenizer"] = {k: v for k, v in config["tokenizer"].items() if k != "name"}
+    live = store.samples.filter(pl.col("split").is_not_null()).sort("sample_id")
+    return {
+        "format_version": store.attributes["format_version"],
+        "config_digest": _json_digest(config),
+        "manifest_digest": store.attributes["manifest_digest"],
+        "samples_digest": _json_digest(live.rows()),
+        "views": store.views,
+        "samples": len(live),
+        "by_split": dict(sorted(live["split"].value_counts().rows())),
+    }
+
+
+def _json_digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def array_digests(store: LatentStore) -> dict[str, str]:
+    """A sha256 for each data array over its live cells, by view and then sample id.
+
+    The order makes it independent of where in the arrays a sample happens to lie, so that a store
+    grown step by step and one encoded at once compare equal.
+    """
+
+    def cell_digests(name: str, view: int, block: int) -> list[bytes]:
+        return [hashlib.sha256(cell.data).digest() for cell in store.read_shard(name, view, block)]
+
+    places = np.flatnonzero(store.live)
+    # A shard of samples that have all left the manifest need not be there.
+    length = store.shard_samples
+    blocks = np.unique(places // length).tolist()
+    order = places[np.argsort(store.samples["sample_id"].to_numpy()[places], kind="stable")]
+    digests = {}
+    for name in store.data_arrays:
+        total = hashlib.sha256()
+        for view in range(store.views):
+            tasks = [dask.delayed(cell_digests)(name, view, block) for block in blocks]
+            shards = dict(zip(blocks, dask.compute(*tasks, scheduler="threads"), strict=True))
+            total.update(b"".join(shards[place // length][place % length] for place in order))
+        digests[name] = total.hexdigest()
+    return digests

@@ -1,0 +1,180 @@
+"""Whether every byte of a store is right: each fault by array, view and sample, and what mends it.
+
+Checksums say whether a cell holds what was encoded into it, keys whether that is what was asked
+for, the receipt whether the whole is what was finished; encoding some cells again tests it all.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.ahead import map_ahead
+from pipeline.errors import ArtefactError
+from pipeline.store.keys import KEY_BYTES, cell_checksums
+from pipeline.store.latent_store import LatentStore
+from pipeline.store.receipt import array_digests, receipt_head
+from pipeline.telling import Progress
+
+_AHEAD = 8  # shards in memory, about 10 MB each
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with a store.
+
+    what        one sentence for people
+    array, view where it lies; None where it is not in an array
+    rows        the samples of the cells that cannot be used, as places along the sample axis
+    file        path inside the store, where a file is what is wrong
+    """
+
+    kind: str
+    what: str
+    array: str | None = None
+    view: int | None = None
+    rows: tuple[int, ...] = ()
+    file: str | None = None
+
+    def describe(self, store: LatentStore) -> dict[str, Any]:
+        """The fault as JSON types, samples by their id."""
+        ids = store.samples["sample_id"].gather(list(self.rows)).to_list()
+        return {
+            "kind": self.kind,
+            "what": self.what,
+            "array": self.array,
+            "view": self.view,
+            "sample_ids": ids,
+            "file": self.file,
+        }
+
+
+def verify(store: LatentStore, progress: Progress | None = None) -> tuple[int, list[Fault]]:
+    """Read every cell that has a key and hold it against its checksum, then files and receipt.
+
+    progress  called with (shards read, shards there are)
+    returns   how many cells were read, and the faults
+    """
+    faults = list(_foreign_files(store))
+    keys = np.zeros_like(store.wanted_keys)
+    places = [(view, block) for block in range(store.blocks()) for view in range(store.views)]
+    checks = map_ahead(lambda place: _check_shard(store, *place), places, ahead=_AHEAD)
+    for done, ((view, block), (stored, found)) in enumerate(zip(places, checks, strict=True), 1):
+        keys[view, store.rows_of(block)] = stored
+        faults += found
+        if progress:
+            progress(done, len(places))
+    checked = int(keys.any(axis=2).sum())
+    return checked, faults + list(_receipt_faults(store, keys, faults))
+
+
+def _check_shard(store: LatentStore, view: int, block: int) -> tuple[np.ndarray, list[Fault]]:
+    """The shard's keys, zero where they cannot be read, and what is wrong with its cells."""
+    rows = store.rows_of(block)
+    nothing = np.zeros((rows.stop - rows.start, KEY_BYTES), np.uint8)
+    if store.chunk_path("key", view, block) not in store.files:
+        return nothing, []  # never finished, which shows when the keys are held against the wanted
+    read: dict[str, np.ndarray] = {}
+    faults = []
+    for name in store.arrays[::-1]:  # without keys the rest means nothing
+        try:
+            read[name] = store.read_shard(name, view, block)
+        except ArtefactError as error:
+            file = store.chunk_path(name, view, block)
+            kind = "damaged" if file in store.files else "missing"
+            what = error.message.removeprefix(f"{store.url}: ")
+            lost = np.ones(len(nothing), np.bool_) if name == "key" else _held(read["key"])
+            if lost.any():
+                faults.append(Fault(kind, what, name, view, _places(rows.start, lost), file))
+            if name == "key":
+                return nothing, faults
+    return read["key"], faults + list(_content_faults(store, view, rows.start, read))
+
+
+def _content_faults(
+    store: LatentStore, view: int, start: int, read: dict[str, np.ndarray]
+) -> Iterator[Fault]:
+    if "checksum" not in read:
+        return
+    held = _held(read["key"])
+    for column, name in enumerate(store.data_arrays):
+        if name not in read:
+            continue
+        found = cell_checksums(read["key"][held], {name: read[name][held]})[:, 0]
+        wrong = held.copy()
+        wrong[held] = (found != read["checksum"][held, column]).any(axis=1)
+        if wrong.any():
+            what = f"{name} of view {view} holds something else than was encoded there"
+            yield Fault("other content", what, name, view, _places(start, wrong))
+
+
+def _held(keys: np.ndarray) -> np.ndarray:
+    """Which cells have a key; bool [n]."""
+    return np.asarray(keys.any(axis=1))
+
+
+def _places(start: int, mask: np.ndarray) -> tuple[int, ...]:
+    return tuple((start + np.flatnonzero(mask)).tolist())
+
+
+def _foreign_files(store: LatentStore) -> Iterator[Fault]:
+    known = {"zarr.json", "samples.parquet", "receipt.json"}
+    for name in store.arrays:
+        views, blocks = store.array(name).cdata_shape[:2]
+        known.add(f"{name}/zarr.json")
+        known |= {store.chunk_path(name, v, b) for v in range(views) for b in range(blocks)}
+    for file in sorted(store.files.keys() - known):
+        # What a killed writer leaves is never read, and goes when the store is finished.
+        if not re.fullmatch(r".*\.partial", file):
+            yield Fault("foreign file", f"{file} does not belong to the store", file=file)
+
+
+def _receipt_faults(store: LatentStore, keys: np.ndarray, faults: list[Fault]) -> Iterator[Fault]:
+    """Cells that are not what is wanted, and what the receipt says; `faults` are those found."""
+    absent = (keys != store.wanted_keys).any(axis=2) & store.live
+    for fault in faults:
+        if fault.array == "key":  # named already
+            absent[fault.view, list(fault.rows)] = False
+    for view in np.flatnonzero(absent.any(axis=1)).tolist():
+        rows = _places(0, absent[view])
+        what = f"{len(rows)} cells of view {view} are not encoded"
+        yield Fault("unfinished", what, view=view, rows=rows)
+    receipt = store.receipt()
+    if receipt is None:
+        if not absent.any() and not faults:
+            yield Fault("unfinished", "every cell is encoded, but there is no receipt")
+        return
+    head = receipt_head(store)
+    if {key: receipt.get(key) for key in head} != head:
+        yield Fault("other receipt", "receipt.json is that of another store", file="receipt.json")
+    # Where faults were found, the digests are known to differ.
+    elif not faults and not absent.any() and receipt.get("arrays") != array_digests(store):
+        what = "receipt.json has other digests than the arrays"
+        yield Fault("other receipt", what, file="receipt.json")
+
+
+def mend(store: LatentStore, faults: list[Fault]) -> list[str]:
+    """Undo what stands in the way of encoding again what is faulty, and nothing else.
+
+    Cells that cannot be used lose their key, foreign files are moved out of the store, another
+    store's receipt goes.
+
+    returns  where the foreign files lie now
+    """
+    if faults:
+        store.drop_receipt()
+    moved = []
+    for fault in faults:
+        if fault.array == "key":
+            store.fs.rm_file(f"{store.root}/{fault.file}")
+        elif fault.view is not None and fault.array is not None:
+            block = fault.rows[0] // store.shard_samples
+            inside = np.array(fault.rows) - store.rows_of(block).start
+            store.drop_keys(fault.view, block, inside)
+        elif fault.kind == "foreign file":
+            moved.append(f"{store.root}.foreign/{fault.file}")
+            store.fs.makedirs(moved[-1].rpartition("/")[0], exist_ok=True)
+            store.fs.mv(f"{store.root}/{fault.file}", moved[-1])
+    return moved

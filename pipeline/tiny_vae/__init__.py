@@ -1,0 +1,1 @@
+"""How the embedded tokenizer `tiny-vae` was made: pictures, recipe, scores."""

@@ -1,0 +1,157 @@
+"""Tables for a paper: what is a row, what is bold, and names holding the format's own signs."""
+
+import csv
+import io
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmm.checkpoint import Run, create_run
+from lmm.report.tables import FORMATS, build_rows, format_table
+from pipeline.errors import ArtefactError, UsageError
+
+
+def write_run(path: Path, **settings: Any) -> Run:
+    description = {
+        "model": {"latent_channels": 4, "width": 32},
+        "settings": {"loss": "lm", "epochs": 10, "seed": 0, **settings},
+        "store": {"url": "busi.zarr", "receipt": {"manifest_digest": "own", "views": 4}},
+        "tokenizer": {"name": "taesd"},
+    }
+    return create_run(path, description)
+
+
+def write_scores(run: Run, dsc: float, name: str = "busi-test", **more: Any) -> Run:
+    folder = run.path / "evaluate"
+    folder.mkdir(exist_ok=True)
+    summary = {"dataset": "busi", "tokenizer": "taesd", "size": 224, "manifest_digest": "own"}
+    summary |= {"store": "busi.zarr"}
+    summary |= {"hd95_definition": "monai", "dsc": dsc, "iou": dsc / 2, "hd95": 40 * (1 - dsc)}
+    (folder / f"{name}.json").write_text(json.dumps({**summary, **more}))
+    return run
+
+
+def lines_of(runs: list[Run], kind: str) -> list[str]:
+    return format_table(build_rows(runs, "test"), kind).splitlines()
+
+
+def test_seeds_of_equal_settings_are_one_row_with_mean_and_sd(tmp_path: Path) -> None:
+    scores = (0.70, 0.72, 0.77)
+    runs = [
+        write_scores(write_run(tmp_path / f"s{seed}", seed=seed), dsc)
+        for seed, dsc in enumerate(scores)
+    ]
+    row = next(csv.DictReader(io.StringIO(format_table(build_rows(runs, "test"), "csv"))))
+    assert row["seeds"] == "3"
+    assert row["dsc"] == "73.00"
+    assert row["dsc_sd"] == f"{math.sqrt((9 + 1 + 16) / 2):.2f}" == "3.61"
+    assert lines_of(runs, "markdown")[2] == (
+        "| busi | taesd | lm | 73.00 ± 3.61 | 36.50 ± 1.80 | 10.80 ± 1.44 |"
+    )
+    assert lines_of(runs, "latex")[4] == (
+        r"busi & taesd & lm & 73.00 $\pm$ 3.61 & 36.50 $\pm$ 1.80 & 10.80 $\pm$ 1.44 \\"
+    )
+
+
+def test_the_best_of_a_data_set_is_bold_and_hd95_is_best_when_low(tmp_path: Path) -> None:
+    low = write_scores(write_run(tmp_path / "a", loss="lm"), 0.7)
+    high = write_scores(write_run(tmp_path / "b", loss="seg"), 0.8)
+    write_scores(low, 0.3, "glas-00000000-test", dataset="glas", manifest_digest="other")
+    assert lines_of([low, high], "markdown")[2:] == [
+        "| busi | taesd | lm | 70.00 | 35.00 | 12.00 |",
+        "| glas | taesd | lm | 30.00 | 15.00 | 28.00 |",
+        "| busi | taesd | seg | **80.00** | **40.00** | **8.00** |",
+    ]
+    bold = [line.count(r"\textbf") for line in lines_of([low, high], "latex")[4:7]]
+    assert bold == [0, 0, 3]
+    assert "*" not in format_table(build_rows([low, high], "test"), "csv")
+
+
+def test_a_tokenizer_that_is_a_path_is_named_by_its_last_part(tmp_path: Path) -> None:
+    names = ("/data/weights/taesd/", "./taesd", "madebyollin/taesd", "tiny-vae")
+    runs = [
+        write_scores(write_run(tmp_path / str(i)), 0.5, tokenizer=name, manifest_digest=str(i))
+        for i, name in enumerate(names)
+    ]
+    shown = [row.tokenizer for row in build_rows(runs, "test")]
+    assert shown == ["taesd", "taesd", "madebyollin/taesd", "tiny-vae"]
+
+
+def test_scores_that_print_alike_are_both_best(tmp_path: Path) -> None:
+    runs = [
+        write_scores(write_run(tmp_path / loss, loss=loss), dsc)
+        for loss, dsc in (("lm", 0.800001), ("seg", 0.800002))
+    ]
+    assert all("**80.00**" in line for line in lines_of(runs, "markdown")[2:])
+
+
+def test_a_setting_is_a_column_where_runs_differ_in_it(tmp_path: Path) -> None:
+    runs = [
+        write_scores(write_run(tmp_path / str(epochs), epochs=epochs), 0.5) for epochs in (10, 20)
+    ]
+    assert lines_of(runs, "markdown")[0] == (
+        "| data set | tokenizer | loss | epochs | DSC (%) | IoU (%) | HD95 (px) |"
+    )
+    assert len(lines_of(runs, "markdown")) == 4
+
+
+def test_a_run_given_twice_counts_once(tmp_path: Path) -> None:
+    run = write_scores(write_run(tmp_path / "a"), 0.5)
+    assert [row.seeds for row in build_rows([run, run], "test")] == [1]
+
+
+def test_samples_scored_under_two_names_of_their_store_count_once(tmp_path: Path) -> None:
+    run = write_scores(write_run(tmp_path / "a"), 0.5)
+    write_scores(run, 0.6, "renamed-test")
+    os.utime(run.path / "evaluate" / "busi-test.json", (1, 1))
+    rows = build_rows([run], "test")
+    assert [row.seeds for row in rows] == [1]
+    assert rows[0].scores["dsc"] == pytest.approx(60)
+
+
+def test_names_are_escaped_in_each_format(tmp_path: Path) -> None:
+    name = 'a_b|50%, "x" & <y>\\{*}#$~^'
+    run = write_scores(write_run(tmp_path / "a"), 0.5, dataset=name)
+    row = next(csv.DictReader(io.StringIO(format_table(build_rows([run], "test"), "csv"))))
+    assert row["data set"] == name
+    assert lines_of([run], "markdown")[2].startswith(
+        r'| a\_b\|50%, "x" \& \<y\>\\\{\*\}\#$\~^ | taesd |'
+    )
+    assert lines_of([run], "latex")[4].startswith(
+        r'a\_b\textbar{}50\%, "x" \& \textless{}y\textgreater{}\textbackslash{}\{*\}\#\$'
+        r"\textasciitilde{}\textasciicircum{} & taesd &"
+    )
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_name_with_a_line_break_breaks_no_row(tmp_path: Path, kind: str) -> None:
+    run = write_scores(write_run(tmp_path / "a"), 0.5, dataset="one\ntwo")
+    text = format_table(build_rows([run], "test"), kind)
+    if kind == "csv":
+        assert [len(row) for row in csv.reader(io.StringIO(text))] == [10, 10]
+    else:
+        assert "one two" in text
+
+
+def test_other_definitions_of_hd95_are_not_put_in_one_column(tmp_path: Path) -> None:
+    runs = [
+        write_scores(write_run(tmp_path / kind, loss=kind), 0.5, hd95_definition=kind)
+        for kind in ("monai", "pooled")
+    ]
+    with pytest.raises(UsageError, match=r"different definitions of HD95: \['monai', 'pooled'\]"):
+        build_rows(runs, "test")
+
+
+def test_scores_of_an_earlier_version_are_asked_for_again(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    with pytest.raises(ArtefactError, match="has not been scored on test"):
+        build_rows([run], "test")
+    (run.path / "evaluate").mkdir()
+    (run.path / "evaluate" / "busi-test.json").write_text('{"dsc": 0.5}')
+    with pytest.raises(ArtefactError, match="does not say which store") as error:
+        build_rows([run], "test")
+    assert "gms-lmm evaluate --run" in error.value.fix

@@ -1,0 +1,125 @@
+"""A store on S3: the same bytes and the same guarantees, against a server that the test starts."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import small
+
+from lmm.latents import load_latents
+from pipeline.encode import encode
+from pipeline.errors import ArtefactError
+from pipeline.manifest import Manifest
+from pipeline.store import open_store
+from pipeline.store.lock import Partition, writer_lock
+from pipeline.store.verify import verify
+from pipeline.tokenizer import Tokenizer
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of moto's own dependencies
+    from moto.server import ThreadedMotoServer
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_CONFIG_FILE": str(tmp_path_factory.mktemp("aws") / "none"),
+        }.items():
+            patch.setenv(key, value)
+        fsspec.filesystem("s3").mkdir("stores")
+        yield "s3://stores"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return small.ingest(small.write_busi(tmp_path_factory.mktemp("remote") / "raw"))
+
+
+def run(manifest: Manifest, url: str, tokenizer: Tokenizer, **more: object) -> tuple[int, int]:
+    report = encode(manifest, url, tokenizer, **{"views": 2, "size": small.SIZE_PX, **more})
+    return report.encoded, report.reused
+
+
+def test_store_on_s3_equals_the_one_on_disk(
+    bucket: str, manifest: Manifest, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    url, local = f"{bucket}/equal.zarr", str(tmp_path / "local.zarr")
+    assert run(manifest, url, tokenizer) == (12, 0)
+    assert run(manifest, url, tokenizer) == (0, 12)
+    run(manifest, local, tokenizer)
+    assert open_store(url).receipt() == open_store(local).receipt()
+    assert verify(open_store(url)) == (12, [])
+    split = manifest.frame["split"][0]
+    far, near = load_latents(open_store(url), split), load_latents(open_store(local), split)
+    assert far.image_mean.equal(near.image_mean)
+    assert far.sample_ids == near.sample_ids
+
+
+def test_stopped_encode_goes_on_and_is_refused_to_readers_meanwhile(
+    bucket: str, manifest: Manifest, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.store.create.SHARD_SAMPLES", 2)
+    url = f"{bucket}/stopped.zarr"
+
+    def stop(done: int, _total: int) -> None:
+        if done >= 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(manifest, url, tokenizer, progress=stop)
+    present = int(open_store(url).present().sum())
+    assert 0 < present < 12
+    with pytest.raises(ArtefactError, match=f"{12 - present} of 12 cells are missing"):
+        open_store(url).require_complete()
+    assert run(manifest, url, tokenizer) == (12 - present, present)
+    assert verify(open_store(url)) == (12, [])
+
+
+def test_damaged_and_missing_objects_are_named_and_mended(
+    bucket: str, manifest: Manifest, tokenizer: Tokenizer
+) -> None:
+    url = f"{bucket}/damaged.zarr"
+    run(manifest, url, tokenizer)
+    fs, root = fsspec.core.url_to_fs(url)
+    damaged, missing = f"{root}/mask/c/0/0/0/0", f"{root}/image_mean/c/1/0/0/0/0"
+    fs.pipe_file(damaged, fs.cat_file(damaged)[:-3])
+    fs.rm_file(missing)
+    found = {fault.file: fault.kind for fault in verify(open_store(url))[1]}
+    assert found == {"mask/c/0/0/0/0": "damaged", "image_mean/c/1/0/0/0/0": "missing"}
+    assert run(manifest, url, tokenizer, repair=True) == (12, 0)
+    assert verify(open_store(url)) == (12, [])
+
+
+def test_second_writer_is_told_and_a_dead_one_makes_way(
+    bucket: str, manifest: Manifest, tokenizer: Tokenizer
+) -> None:
+    url = f"{bucket}/locked.zarr"
+    with writer_lock(url), pytest.raises(ArtefactError, match="held by encode"):
+        run(manifest, url, tokenizer)
+    fs, root = fsspec.core.url_to_fs(url)
+    assert not fs.exists(f"{root}.lock")
+    dead = b'{"what": "encode", "pid": 1, "host": "elsewhere", "since": 1.0, "alive": 1.0}'
+    fs.pipe_file(f"{root}.lock", dead)
+    assert run(manifest, url, tokenizer) == (12, 0)
+
+
+def test_partitions_fill_one_store(
+    bucket: str, manifest: Manifest, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.store.create.SHARD_SAMPLES", 2)
+    url = f"{bucket}/shared.zarr"
+    assert run(manifest, url, tokenizer, partition=Partition(2, 2)) == (6, 0)
+    assert open_store(url).receipt() is None
+    assert run(manifest, url, tokenizer, partition=Partition(1, 2)) == (6, 6)
+    assert verify(open_store(url)) == (12, [])

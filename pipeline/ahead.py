@@ -24,9 +24,13 @@ def map_ahead(
         return
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor() as threads:
-        for item in items:
-            waiting.append(threads.submit(work, item))
-            if len(waiting) > ahead:
+        try:
+            for item in items:
+                waiting.append(threads.submit(work, item))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        finally:  # of a reader who has stopped nobody waits for what is not begun
+            for future in waiting:
+                future.cancel()

@@ -5,9 +5,9 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-import dask
 import numpy as np
 import torch
 
@@ -18,16 +18,16 @@ from pipeline.errors import ArtefactError, InputError
 from pipeline.manifest import Manifest
 from pipeline.samples import decode_sample
 from pipeline.store import LatentStore, open_store, store_exists
-from pipeline.store.create import create_store
-from pipeline.store.keys import cell_checksums
+from pipeline.store.create import create_store, extend_store
 from pipeline.store.lock import (
     Partition,
-    living_partitions,
+    WriterLock,
     partition_lock,
     shared_lock,
+    sweep_partitions,
     writer_lock,
 )
-from pipeline.store.receipt import write_receipt
+from pipeline.store.receipt import drop_receipt, write_receipt
 from pipeline.store.verify import mend, verify
 from pipeline.telling import Progress
 from pipeline.tokenizer import Tokenizer, require_multiple
@@ -87,20 +87,23 @@ def encode(
     settings = (url, manifest, tokenizer, attributes)
     with ExitStack() as held:
         if partition is None:
-            held.enter_context(writer_lock(url))
+            lock = held.enter_context(writer_lock(url))
             if repair:
                 damaged = open_store(url, "r+")
-                mend(damaged, verify(damaged)[1])
+                faults = verify(damaged)[1]
+                lock.require_held()
+                mend(damaged, faults)
             store, todo = _begin(*settings)
         else:
             with shared_lock(url, partition):
-                held.enter_context(partition_lock(url, partition))
+                lock = held.enter_context(partition_lock(url, partition))
                 store, todo = _begin(*settings)
             share = _share_of(partition, store.views, store.blocks())
             todo &= np.repeat(share, store.shard_samples, axis=1)[:, : todo.shape[1]]
         if todo.any():
             with _room(url):
-                _encode_cells(store, todo, manifest, tokenizer, precision, batch_size, progress)
+                encoder = CellEncoder(tokenizer, precision, batch_size)
+                _encode_cells(store, todo, manifest, encoder, lock, progress)
         if partition is not None:
             held.enter_context(shared_lock(url, partition))
         # Opened again: the receipt is of what lies on the disk now.
@@ -108,7 +111,9 @@ def encode(
         present = store.present()
         complete = bool(present[:, store.live].all())
         if complete:
-            store.remove_partial_files()
+            lock.require_held()
+            sweep_partitions(url)
+            store.folder.remove_partial()
             write_receipt(store)
     encoded, seconds = int(todo.sum()), time.monotonic() - started
     return EncodeReport(
@@ -128,7 +133,7 @@ def _begin(
     work = find_work(url, manifest, attributes)
     store = _prepare(url, work, manifest, tokenizer)
     if work.todo.any():
-        store.drop_receipt()
+        drop_receipt(store)
     return store, work.todo
 
 
@@ -157,21 +162,12 @@ def _prepare(url: str, work: Work, manifest: Manifest, tokenizer: Tokenizer) -> 
     kept = {key: store.attributes.get(key) for key in work.attributes}
     if work.samples.equals(store.samples) and kept == work.attributes:
         return store
-    if living_partitions(url):
+    if sweep_partitions(url):
         raise ArtefactError(
             f"{url} is being encoded by partitions with another manifest or other settings",
             "wait for them, then encode again",
         )
-    # From here until the receipt is written again the store counts as unfinished.
-    store.drop_receipt()
-    for name in store.arrays:
-        array = store.array(name)
-        # Grown only: shrinking would delete cells that a later encode may want back.
-        views = max(array.shape[0], work.attributes["views"])
-        array.resize((views, max(array.shape[1], len(work.samples)), *array.shape[2:]))
-    store.write_samples(work.samples)
-    store.group.attrs.update(work.attributes)
-    return open_store(url, "r+")
+    return extend_store(store, work.attributes, work.samples)
 
 
 def _share_of(partition: Partition, views: int, blocks: int) -> np.ndarray:
@@ -185,21 +181,22 @@ def _encode_cells(
     store: LatentStore,
     todo: np.ndarray,
     manifest: Manifest,
-    tokenizer: Tokenizer,
-    precision: str,
-    batch_size: int | None,
+    encoder: CellEncoder,
+    lock: WriterLock,
     progress: Progress | None,
 ) -> None:
     """Shard by shard, each written before the next begins: a killed process loses the one in hand.
 
     The next block's images are decoded meanwhile.
     """
-    encoder = CellEncoder(tokenizer, precision, batch_size)
     done, total = 0, int(todo.sum())
     for shards, images, masks, places in _decoded_blocks(store, todo, manifest):
         for shard in shards:
             cells = _shard_cells(store, shard, encoder, images, masks, places)
-            _write_shard(store, shard, cells)
+            lock.require_held()
+            inside = shard.rows - store.rows_of(shard.block).start
+            keys = store.wanted_keys[shard.view, shard.rows]
+            store.shards.write(shard.view, shard.block, inside, keys, cells)
             done += len(shard.rows)
             if progress:
                 progress(done, total)
@@ -214,7 +211,13 @@ def _decoded_blocks(
             along the store's sample axis, ascending
     """
 
-    def decode(block: int) -> tuple[list[Shard], torch.Tensor, torch.Tensor, np.ndarray]:
+    wanted = np.flatnonzero(todo.any(axis=0))
+    samples = store.samples[wanted.tolist()].iter_rows(named=True)
+    # At most one block's samples are decoded and not yet asked for.
+    decoded = map_ahead(
+        lambda sample: decode_sample(manifest, sample, store.size), samples, store.shard_samples
+    )
+    for block in np.unique(wanted // store.shard_samples).tolist():
         rows = store.rows_of(block)
         here = todo[:, rows]
         shards = [
@@ -222,14 +225,9 @@ def _decoded_blocks(
             for view in np.flatnonzero(here.any(axis=1)).tolist()
         ]
         places = rows.start + np.flatnonzero(here.any(axis=0))
-        samples = store.samples[places.tolist()].to_dicts()
-        tasks = [dask.delayed(decode_sample)(manifest, sample, store.size) for sample in samples]
-        images, masks = zip(*dask.compute(*tasks, scheduler="threads"), strict=True)
+        images, masks = zip(*islice(decoded, len(places)), strict=True)
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        return shards, pixels, torch.from_numpy(np.stack(masks)), places
-
-    blocks = [block for block in range(store.blocks()) if todo[:, store.rows_of(block)].any()]
-    return map_ahead(decode, blocks, ahead=1)
+        yield shards, pixels, torch.from_numpy(np.stack(masks)), places
 
 
 def _shard_cells(
@@ -252,24 +250,3 @@ def _shard_cells(
             "look at these images; leave them out of the data set if they are damaged",
         )
     return cells
-
-
-def _write_shard(store: LatentStore, shard: Shard, cells: dict[str, np.ndarray]) -> None:
-    """Invalidate, write, commit: whenever the process dies, no key vouches for other data."""
-    rows = store.rows_of(shard.block)
-    inside = shard.rows - rows.start
-    keys = store.drop_keys(shard.view, shard.block, inside)
-    others = np.delete(keys, inside, axis=0)
-    wanted = store.wanted_keys[shard.view, shard.rows]
-    in_order = {name: cells[name] for name in store.data_arrays}
-    for name, values in {**in_order, "checksum": cell_checksums(wanted, in_order)}.items():
-        if others.any():
-            # Never straight from zarr, which gives the fill value for a chunk that was lost.
-            data = store.read_shard(name, shard.view, shard.block).copy()
-        else:
-            fill = store.array(name).fill_value
-            data = np.full((len(keys), *values.shape[1:]), fill, values.dtype)
-        data[inside] = values
-        store.array(name)[shard.view, rows] = data
-    keys[inside] = wanted
-    store.array("key")[shard.view, rows] = keys

@@ -14,7 +14,8 @@ from pipeline.augment import POLICY, ViewPolicy, draw_views
 from pipeline.errors import UsageError
 from pipeline.manifest import Manifest
 from pipeline.store import LatentStore, open_store, store_exists
-from pipeline.store.keys import KEY_BYTES, cell_keys
+from pipeline.store.format import KEY_BYTES
+from pipeline.store.keys import cell_keys
 from pipeline.tokenizer import Tokenizer
 
 # In order of precedence: the first that holds of a cell is why it is encoded.

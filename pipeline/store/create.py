@@ -1,4 +1,4 @@
-"""A new latent store: every array with its chunks, codecs, names and units, and no data yet."""
+"""A store laid out for its data: a new one, or one there is for more samples, views, settings."""
 
 import io
 import json
@@ -7,29 +7,29 @@ from importlib.metadata import version
 from typing import Any
 
 import fsspec
-import numpy as np
 import polars as pl
 import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pipeline.errors import UsageError
-from pipeline.store.chunks import packed_bits
-from pipeline.store.keys import CHECKSUM_BYTES, KEY_BYTES
-from pipeline.store.latent_store import (
+from pipeline.files import PARTIAL
+from pipeline.store.folder import Folder
+from pipeline.store.format import (
     CELL_ARRAYS,
     DATA_ARRAYS,
     FORMAT_VERSION,
-    LatentStore,
-    open_store,
+    GROUP_FILE,
+    SAMPLES_FILE,
+    array_layouts,
+    packed_bits,
 )
+from pipeline.store.latent_store import LatentStore, open_store
+from pipeline.store.receipt import drop_receipt
 
-# One chunk a shard: 64 cells are 0.4 MB of latents, large enough to stream, small enough to lose.
+# 64 cells are 0.4 MB of latents, large enough to stream, small enough to lose.
 SHARD_SAMPLES = 64
 _FEWEST = 32  # a store begun with few samples may grow
 _SOFTWARE = ("gms-lmm", "torch", "diffusers", "kornia", "zarr", "pillow")
-_OWN_NAMES = {"zarr.json", "samples.parquet", *DATA_ARRAYS, *CELL_ARRAYS}
-_LATENT_CODECS = (Crc32cCodec(),)  # read faster than any compressor's, see README.md
-_MASK_CODECS = (ZstdCodec(level=9), Crc32cCodec())
+_OWN_NAMES = {GROUP_FILE, SAMPLES_FILE, *DATA_ARRAYS, *CELL_ARRAYS}
 
 
 def create_store(
@@ -48,52 +48,43 @@ def create_store(
             f"{url} exists and is not a latent store", "choose a path that does not exist yet"
         )
     group = zarr.create_group(url, overwrite=True)
-    views, count, size = attributes["views"], len(samples), attributes["preprocessing"]["size"]
-    latent_names = ["image_mean", "mask_mean"]
-    if not attributes["tokenizer"]["deterministic"]:
-        latent_names.append("image_std")
-
-    def create(name: str, cell: tuple[int, ...], dtype: str, dims: list[str], **more: Any) -> None:
-        group.create_array(
-            name,
-            shape=(views, count, *cell),
-            chunks=(1, _shard_samples(count), *cell),
-            dtype=dtype,
-            dimension_names=["view", "sample", *dims],
-            **more,
-        )
-
-    for name in latent_names:
-        create(
-            name,
-            latent_shape,
-            "float16",
-            ["channel", "y", "x"],
-            compressors=_LATENT_CODECS,
-            fill_value=np.float16("nan"),  # a foreign reader of an absent cell gets no plausible 0
-            attributes={"units": "raw tokenizer units, scaling factor not applied"},
-        )
-    with packed_bits() as codec:
-        create(
-            "mask",
-            (size, size),
-            "bool",
-            ["row", "column"],
-            filters=(codec(),),
-            compressors=_MASK_CODECS,
-            fill_value=False,
-        )
-    digests: dict[str, Any] = {"dtype": "uint8", "compressors": (Crc32cCodec(),), "fill_value": 0}
-    create("checksum", (len(latent_names) + 1, CHECKSUM_BYTES), dims=["array", "byte"], **digests)
-    create("key", (KEY_BYTES,), dims=["byte"], **digests)
-
-    content = io.BytesIO()
-    samples.write_parquet(content)
-    fs.pipe_file(f"{root}/samples.parquet", content.getvalue())
+    size, posterior = (
+        attributes["preprocessing"]["size"],
+        not attributes["tokenizer"]["deterministic"],
+    )
+    with packed_bits():
+        for layout in array_layouts(latent_shape, size, posterior=posterior):
+            layout.create(group, attributes["views"], len(samples), _shard_samples(len(samples)))
+    _write_samples(Folder(url), samples)
     # Last, and as a whole: format_version is what makes the folder a store.
     software = {name: version(name) for name in _SOFTWARE}
     group.attrs.update({"format_version": FORMAT_VERSION, **attributes, "software": software})
     return open_store(url, "r+")
+
+
+def extend_store(
+    store: LatentStore, attributes: Mapping[str, Any], samples: pl.DataFrame
+) -> LatentStore:
+    """Bring samples, views and settings up to date; nothing is moved, and no cell is lost.
+
+    samples  those of the store in their places, new ones last
+    returns  the store opened again; it counts as unfinished until its receipt is written again
+    """
+    drop_receipt(store)
+    for name in store.arrays:
+        array = store.array(name)
+        # Grown only: shrinking would delete cells that a later encode may want back.
+        views = max(array.shape[0], attributes["views"])
+        array.resize((views, max(array.shape[1], len(samples)), *array.shape[2:]))
+    _write_samples(store.folder, samples)
+    store.group.attrs.update(attributes)
+    return open_store(store.url, "r+")
+
+
+def _write_samples(folder: Folder, samples: pl.DataFrame) -> None:
+    content = io.BytesIO()
+    samples.write_parquet(content)
+    folder.replace(SAMPLES_FILE, content.getvalue())
 
 
 def _shard_samples(count: int) -> int:
@@ -107,8 +98,8 @@ def _may_be_overwritten(fs: Any, root: str) -> bool:
     if not fs.isdir(root):
         return False
     names = {path.rstrip("/").rpartition("/")[2] for path in fs.ls(root, detail=False)}
-    names = {name for name in names if not name.endswith(".partial")}
-    if "zarr.json" not in names:
+    names = {name for name in names if not name.endswith(PARTIAL)}
+    if GROUP_FILE not in names:
         return not names
-    attributes = json.loads(fs.cat_file(f"{root}/zarr.json")).get("attributes")
+    attributes = json.loads(fs.cat_file(f"{root}/{GROUP_FILE}")).get("attributes")
     return not attributes and names <= _OWN_NAMES

@@ -1,12 +1,15 @@
 """What a store holds, finished or not: counts, shapes, bytes and how the latents are spread."""
 
 import math
+from functools import partial
 from typing import Any
 
-import dask
 import numpy as np
 
+from pipeline.ahead import map_ahead
 from pipeline.store.latent_store import LatentStore
+
+_AHEAD = 8  # shards in memory, some MB each as float64
 
 
 def describe_store(store: LatentStore) -> dict[str, Any]:
@@ -63,6 +66,7 @@ def latent_statistics(store: LatentStore) -> dict[str, dict[str, list[float]]]:
     scale, shift = store.tokenizer["scaling_factor"], store.tokenizer["shift_factor"]
 
     def sums(name: str, block: int) -> np.ndarray:
+        """Number, sum and sum of squares of each channel; float64 [3, C]."""
         cells = store.read_shard(name, 0, block)[present[store.rows_of(block)]]
         z = (cells.astype(np.float64) - shift) * scale
         number = np.full(z.shape[1], z.size / z.shape[1])
@@ -70,8 +74,8 @@ def latent_statistics(store: LatentStore) -> dict[str, dict[str, list[float]]]:
 
     statistics = {}
     for name in ("image_mean", "mask_mean") if blocks else ():
-        tasks = [dask.delayed(sums)(name, block) for block in blocks]
-        number, total, squares = np.sum(dask.compute(*tasks, scheduler="threads"), axis=0)
+        shards = map_ahead(partial(sums, name), blocks, _AHEAD)
+        number, total, squares = np.sum(list(shards), axis=0)
         mean = total / number
         std = np.sqrt(squares / number - np.square(mean))
         statistics[name] = {"mean": mean.round(4).tolist(), "std": std.round(4).tolist()}

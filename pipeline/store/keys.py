@@ -13,11 +13,10 @@ import numpy as np
 import polars as pl
 
 from pipeline.augment import PARAMETERS
+from pipeline.store.format import CHECKSUM_BYTES, KEY_BYTES
 
 # Raised whenever the same inputs would give other stored bytes; it enters every key.
 ENCODER_VERSION = 1
-KEY_BYTES = 16
-CHECKSUM_BYTES = 8
 
 
 def cell_keys(

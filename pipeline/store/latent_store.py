@@ -1,13 +1,7 @@
-"""The latent store: a zarr v3 group written once and read many times, cell by keyed cell.
-
-A cell is one view of one sample. A shard is one view of `shard_samples` consecutive samples:
-one zarr chunk in each array, written by one writer, invalidated before and keyed after its data.
-"""
+"""The latent store: what it says of itself, and its cells shard by shard."""
 
 import io
 import json
-import os
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,19 +10,21 @@ import fsspec
 import numpy as np
 import polars as pl
 import zarr
-from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.ahead import map_ahead
 from pipeline.augment import ViewPolicy, draw_views
 from pipeline.errors import ArtefactError
 from pipeline.manifest import Manifest
-from pipeline.store.chunks import decode_bits, decode_chunk, packed_bits
+from pipeline.store.folder import Folder
+from pipeline.store.format import (
+    FORMAT_VERSION,
+    GROUP_FILE,
+    LATENT_ARRAYS,
+    RECEIPT_FILE,
+    SAMPLES_FILE,
+    open_arrays,
+)
 from pipeline.store.keys import cell_keys
-
-FORMAT_VERSION = 3
-LATENT_ARRAYS = ("image_mean", "image_std", "mask_mean")
-DATA_ARRAYS = (*LATENT_ARRAYS, "mask")
-CELL_ARRAYS = ("checksum", "key")  # what is kept of a cell beside its data
+from pipeline.store.shards import Shards
 
 
 class LatentStore:
@@ -38,15 +34,16 @@ class LatentStore:
                 with a null split until it is pruned
     attributes  format_version, tokenizer, preprocessing, views, view_policy, seed, manifest_digest,
                 root (folder of the images), software
+    folder      its files; `shards` reads and writes its cells, `group` is zarr's own view of it
     """
 
     def __init__(self, url: str, mode: str) -> None:
         self.url = url
-        self.fs, self.root = fsspec.core.url_to_fs(url)
         if not store_exists(url):
             raise ArtefactError(
                 f"no latent store at {url}", f"gms-lmm encode manifest.parquet {url} --tokenizer …"
             )
+        self.folder = Folder(url)
         self.group = zarr.open_group(url, mode=mode)  # type: ignore[arg-type]
         self.attributes: dict[str, Any] = dict(self.group.attrs)
         version = self.attributes.get("format_version")
@@ -55,44 +52,24 @@ class LatentStore:
                 f"{url} has store format {version}, this version reads format {FORMAT_VERSION}",
                 "encode the data set into a new store",
             )
-        self.samples = pl.read_parquet(io.BytesIO(self.fs.cat_file(f"{self.root}/samples.parquet")))
-        with packed_bits():
-            found = {name: self.group.get(name) for name in (*DATA_ARRAYS, *CELL_ARRAYS)}
-        # A shard that happens to equal the fill value must still be a file: a missing file means
-        # missing data. zarr does not keep this setting with the array.
-        self._arrays: dict[str, zarr.Array[Any]] = {
-            name: array.with_config({"write_empty_chunks": True})
-            for name, array in found.items()
-            if isinstance(array, zarr.Array)
-        }
+        self.samples = pl.read_parquet(io.BytesIO(self.folder.read(SAMPLES_FILE)))
+        self.shards = Shards(self.folder, open_arrays(self.group, url), len(self.samples))
+
+    # --- what it says of itself
+
+    @property
+    def root(self) -> str:
+        """Its path in its file system."""
+        return str(self.folder.root)
 
     @property
     def name(self) -> str:
         """Last part of the URL, without `.zarr`: what files made from the store are called."""
-        return str(self.root).rstrip("/").rpartition("/")[2].removesuffix(".zarr")
-
-    def source(self) -> Manifest:
-        """The live samples as a manifest, to read the images that were encoded once more."""
-        attributes = self.attributes
-        labels = attributes["preprocessing"]["mask_values"] == "labels"
-        return Manifest(self.samples.drop_nulls("split"), Path(attributes["root"]), "store", labels)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the store is on a disk of this machine."""
-        return isinstance(self.fs, LocalFileSystem)
-
-    @property
-    def reads_ahead(self) -> int:
-        """How many reads to begin before one is needed.
-
-        An object store answers late. On a local disk, reading is the work of the processor, and
-        threads that wait for one another's turn made it a quarter slower.
-        """
-        return 0 if self.is_local else 16
+        return self.root.rstrip("/").rpartition("/")[2].removesuffix(".zarr")
 
     @property
     def views(self) -> int:
+        """K; view 0 is the clean image."""
         return int(self.attributes["views"])
 
     @property
@@ -102,6 +79,7 @@ class LatentStore:
 
     @property
     def tokenizer(self) -> dict[str, Any]:
+        """The tokenizer as `Tokenizer.describe` told it: name, digest, factors."""
         return dict(self.attributes["tokenizer"])
 
     @cached_property
@@ -112,7 +90,8 @@ class LatentStore:
 
     @property
     def latent_arrays(self) -> list[str]:
-        return [name for name in LATENT_ARRAYS if name in self._arrays]
+        """image_mean, mask_mean, and image_std unless the tokenizer is deterministic."""
+        return [name for name in LATENT_ARRAYS if name in self.shards.arrays]
 
     @property
     def data_arrays(self) -> list[str]:
@@ -121,15 +100,60 @@ class LatentStore:
 
     @property
     def arrays(self) -> list[str]:
-        return [*self.data_arrays, *CELL_ARRAYS]
+        """The data arrays, then `checksum` and `key`."""
+        return list(self.shards.arrays)
 
     def array(self, name: str) -> zarr.Array[Any]:
-        return self._arrays[name]
+        """One array [view, sample, …] as zarr gives it: absent cells read as the fill value."""
+        return self.shards.arrays[name]
+
+    @property
+    def files(self) -> dict[str, int]:
+        """Bytes of each file, by its path inside the store, as found when first asked for."""
+        return self.folder.files
+
+    def source(self) -> Manifest:
+        """The live samples as a manifest, to read the images that were encoded once more."""
+        attributes = self.attributes
+        labels = attributes["preprocessing"]["mask_values"] == "labels"
+        return Manifest(self.samples.drop_nulls("split"), Path(attributes["root"]), "store", labels)
+
+    # --- its cells
 
     @cached_property
     def shard_samples(self) -> int:
         """Samples in one shard."""
-        return int(self.array("key").chunks[1])
+        return self.shards.length
+
+    @property
+    def reads_ahead(self) -> int:
+        """How many reads to begin before one is needed; 0 on a local disk."""
+        return self.shards.reads_ahead
+
+    def blocks(self) -> int:
+        """Shards along the sample axis."""
+        return self.shards.blocks
+
+    def rows_of(self, block: int) -> slice:
+        """The rows of `samples` whose cells lie in a block."""
+        return self.shards.rows_of(block)
+
+    def chunk_path(self, name: str, view: int, block: int) -> str:
+        """Where one shard of one array lies inside the store."""
+        return self.shards.path(name, view, block)
+
+    def read_shard(self, name: str, view: int, block: int, *, bits: bool = False) -> np.ndarray:
+        """One shard of one array, not to be written to: [≤ shard_samples, …].
+
+        Its CRC-32C is checked; the checksums of its cells are for `verify`.
+
+        bits    whether masks stay packed as they are stored: [≤ shard_samples, H, ⌈W/8⌉] uint8
+        raises  ArtefactError naming the chunk when it is missing or fails its checksum: zarr
+                would give the fill value for a missing one
+        """
+        return self.shards.read(name, view, block, bits=bits)
+
+    # --- whether they are what is asked for
 
     @cached_property
     def live(self) -> np.ndarray:
@@ -154,108 +178,23 @@ class LatentStore:
 
         returns  uint8 [≥ views, sample, 16]
         """
-        return self._digests("key")
+        return self.shards.read_digests("key")
 
     def checksums(self) -> np.ndarray:
         """Checksums of key and content of each cell; uint8 [≥ views, sample, arrays, 8]."""
-        return self._digests("checksum")
-
-    def drop_keys(self, view: int, block: int, inside: np.ndarray) -> np.ndarray:
-        """Take their keys from some cells of a shard, so that nothing vouches for their data.
-
-        inside   places of the cells in the shard
-        returns  uint8 [≤ shard_samples, 16], the shard's keys as they are now
-        """
-        array, rows = self.array("key"), self.rows_of(block)
-        keys: np.ndarray = np.array(array[view, rows])
-        if keys[inside].any():
-            keys[inside] = 0
-            array[view, rows] = keys
-        return keys
+        return self.shards.read_digests("checksum")
 
     def present(self) -> np.ndarray:
         """Which cells hold what the manifest and settings ask for; bool [view, sample]."""
         matching = (self.stored_keys()[: self.views] == self.wanted_keys).all(axis=2)
         return np.asarray(matching & self.live)
 
-    @cached_property
-    def files(self) -> dict[str, int]:
-        """Bytes of each file, by its path inside the store, as found when first asked for."""
-        self.fs.invalidate_cache()
-        found: dict[str, dict[str, Any]] = self.fs.find(self.root, detail=True)
-        return {path[len(self.root) + 1 :]: int(info["size"]) for path, info in found.items()}
-
-    def chunk_path(self, name: str, view: int, block: int) -> str:
-        """Where one shard of one array lies inside the store."""
-        return f"{name}/c/{view}/{block}" + "/0" * (self.array(name).ndim - 2)
-
-    def rows_of(self, block: int) -> slice:
-        """The rows of `samples` whose cells lie in a block."""
-        start = block * self.shard_samples
-        return slice(start, min(start + self.shard_samples, len(self.samples)))
-
-    def read_shard(self, name: str, view: int, block: int, *, bits: bool = False) -> np.ndarray:
-        """One shard of one array, not to be written to: [≤ shard_samples, …].
-
-        Its CRC-32C is checked; the checksums of its cells are for `verify`.
-
-        bits    whether masks stay packed as they are stored: [≤ shard_samples, H, ⌈W/8⌉] uint8
-        raises  ArtefactError naming the chunk when it is missing or fails its checksum: zarr
-                would give the fill value for a missing one
-        """
-        cells = self._chunk(name, view, block, decode_bits if bits else decode_chunk)
-        if cells is None:
-            chunk = self.chunk_path(name, view, block)
-            raise ArtefactError(f"{self.url}: chunk {chunk} is missing", self._mend)
-        return cells
-
-    def _chunk(
-        self,
-        name: str,
-        view: int,
-        block: int,
-        decode: Callable[[bytes, zarr.Array[Any]], np.ndarray] = decode_chunk,
-    ) -> np.ndarray | None:
-        """One shard of one array; None where there is no such file."""
-        chunk, rows = self.chunk_path(name, view, block), self.rows_of(block)
-        try:
-            content = self._content(f"{self.root}/{chunk}")
-        except FileNotFoundError:
-            return None
-        try:
-            return decode(content, self.array(name))[: rows.stop - rows.start]
-        except Exception as error:  # each codec raises a type of its own on damaged bytes
-            what = f"{self.url}: chunk {chunk} is damaged: {error}"
-            raise ArtefactError(what, self._mend) from error
-
-    def _content(self, path: str) -> bytes:
-        if self.is_local:  # in a fifth of the time that fsspec takes
-            return Path(path).read_bytes()
-        return bytes(self.fs.cat_file(path))
-
-    def _digests(self, name: str) -> np.ndarray:
-        """All of `key` or `checksum`; zero where there is no file yet."""
-        array = self.array(name)
-        found = np.zeros((array.shape[0], len(self.samples), *array.shape[2:]), np.uint8)
-        places = list(np.ndindex(array.shape[0], self.blocks()))
-        chunks = map_ahead(lambda place: self._chunk(name, *place), places, self.reads_ahead)
-        for (view, block), cells in zip(places, chunks, strict=True):
-            if cells is not None:
-                found[view, self.rows_of(block)] = cells
-        return found
-
-    @property
-    def _mend(self) -> str:
-        return f"gms-lmm verify {self.url} names all that is damaged, encode --repair mends it"
-
-    def blocks(self) -> int:
-        """Shards along the sample axis."""
-        return -(-len(self.samples) // self.shard_samples)
-
     def receipt(self) -> dict[str, Any] | None:
         """The receipt of a finished store, or None while it is being built."""
-        path = f"{self.root}/receipt.json"
-        return json.loads(self.fs.cat_file(path)) if self.fs.exists(path) else None
+        try:
+            return dict(json.loads(self.folder.read(RECEIPT_FILE)))
+        except FileNotFoundError:
+            return None
 
     def require_complete(self) -> None:
         """Raise ArtefactError unless every cell is present and the store has its receipt."""
@@ -267,47 +206,21 @@ class LatentStore:
                 "run the gms-lmm encode command again: it goes on where it stopped",
             )
 
-    def write_file(self, name: str, content: bytes) -> None:
-        """Replace a file beside the arrays as a whole: readers see the old one or the new one."""
-        self._replace(f"{self.root}/{name}", content)
+    # --- what is made from it
 
     def read_beside(self, suffix: str) -> bytes | None:
         """What `write_beside` wrote, or None."""
-        path = f"{self.root}.{suffix}"
-        return bytes(self.fs.cat_file(path)) if self.fs.exists(path) else None
+        return self.folder.read_beside(suffix)
 
     def write_beside(self, suffix: str, content: bytes) -> None:
         """Replace as a whole the file `STORE.suffix`: made from the store, and no part of it."""
-        self._replace(f"{self.root}.{suffix}", content)
-
-    def _replace(self, path: str, content: bytes) -> None:
-        if self.is_local:
-            partial = f"{path}.{os.getpid()}.partial"
-            self.fs.pipe_file(partial, content)
-            self.fs.mv(partial, path)
-        else:  # object stores replace an object as a whole
-            self.fs.pipe_file(path, content)
-
-    def write_samples(self, samples: pl.DataFrame) -> None:
-        content = io.BytesIO()
-        samples.write_parquet(content)
-        self.write_file("samples.parquet", content.getvalue())
-
-    def remove_partial_files(self) -> None:
-        """Remove what killed writers left; nobody reads it."""
-        for file in self.files:
-            if file.endswith(".partial"):
-                self.fs.rm_file(f"{self.root}/{file}")
-
-    def drop_receipt(self) -> None:
-        if self.fs.exists(f"{self.root}/receipt.json"):
-            self.fs.rm_file(f"{self.root}/receipt.json")
+        self.folder.write_beside(suffix, content)
 
 
 def open_store(url: str, mode: str = "r") -> LatentStore:
     """Open a store at a path or any fsspec URL.
 
-    raises  ArtefactError when there is none, or one of another format
+    raises  ArtefactError when there is none, or one of another format or with unknown codecs
     """
     return LatentStore(url, mode)
 
@@ -324,7 +237,7 @@ def store_exists(url: str) -> bool:
             f"{url} is not there, but {root}.old is: a prune was cut short",
             f"gms-lmm prune {url} finishes it",
         )
-    path = f"{root}/zarr.json"
+    path = f"{root}/{GROUP_FILE}"
     return bool(fs.exists(path)) and "format_version" in json.loads(fs.cat_file(path)).get(
         "attributes", {}
     )

@@ -1,27 +1,31 @@
-"""One writer at a time: a lock file beside the store names who writes, and where the owner died.
+"""One writer at a time: a lock beside the store, which says who holds it and outlives no process.
 
 STORE.lock is held by a writer of the whole store, or for moments by a partition while it prepares
-or finishes; STORE.2-of-4.lock by the partition 2/4 while it encodes its shards.
+or finishes; STORE.2-of-4.lock by the partition 2/4 while it encodes its shards. On a disk the
+operating system keeps the lock and frees it when its owner ends, however that may be; on an object
+store it is a lease.
 """
 
+import errno
 import json
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import fsspec
+from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ArtefactError
+from pipeline.store.lease import Lease
 
-BEAT_S = 30  # between the signs of life that an owner writes
-STALE_S = 600  # without a sign of life, after which an owner on another machine counts as dead
 _POLL_S = 0.2
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP}
 
 
 @dataclass(frozen=True)
@@ -35,58 +39,84 @@ class Partition:
         return f"{self.number}/{self.count}"
 
 
+class WriterLock:
+    """A lock while it is held; whoever writes asks it before each shard."""
+
+    def __init__(self, url: str, lock: "_Lock") -> None:
+        self._url = url
+        self._lock = lock
+
+    def require_held(self) -> None:
+        """Raise ArtefactError when it was taken over, removed, or not renewed in time."""
+        if not self._lock.still_held():
+            raise ArtefactError(
+                f"lost the lock {self._url}: this process was stopped for too long, or the lock "
+                "was taken or removed",
+                "see who else writes to the store; then run the same command again: what was "
+                "finished before is kept",
+            )
+
+
 @contextmanager
-def writer_lock(url: str, what: str = "encode") -> Iterator[None]:
+def writer_lock(url: str, what: str = "encode") -> Iterator[WriterLock]:
     """Hold a store for one writer alone.
 
-    raises  ArtefactError naming owner and age when someone else writes to it
+    raises  ArtefactError naming owner, age and lock when someone else writes to it
     """
-    with _held(f"{url.rstrip('/')}.lock", what):
-        partitions = living_partitions(url)
-        if partitions:
-            raise _HeldError(url, next(iter(partitions.values())))
-        yield
+    with _held(url, ".lock", what) as lock:
+        for path, owner in sweep_partitions(url).items():
+            raise _HeldError(url, path, owner)
+        yield lock
 
 
 @contextmanager
-def shared_lock(url: str, partition: Partition) -> Iterator[None]:
+def shared_lock(url: str, partition: Partition) -> Iterator[WriterLock]:
     """Hold a store for the moments in which a partition prepares or finishes it.
 
     Waits for other partitions, which do the same, but not for a writer of the whole store.
     """
-    held = ExitStack()
-    while True:
-        try:
-            held.enter_context(_held(f"{url.rstrip('/')}.lock", f"partition {partition}"))
-            break
-        except _HeldError as error:
-            if not str(error.owner.get("what", "")).startswith("partition "):
-                raise
-            time.sleep(_POLL_S)
-    with held:
-        yield
+    with ExitStack() as held:
+        while True:
+            try:
+                lock = held.enter_context(_held(url, ".lock", f"partition {partition}"))
+                break
+            except _HeldError as error:
+                if not str(error.owner.get("what")).startswith("partition "):
+                    raise
+                time.sleep(_POLL_S)
+        yield lock
 
 
 @contextmanager
-def partition_lock(url: str, partition: Partition) -> Iterator[None]:
+def partition_lock(url: str, partition: Partition) -> Iterator[WriterLock]:
     """Hold the shards of one partition; taken while the shared lock is held.
 
     raises  ArtefactError when it is taken, or when partitions of another count are at work
     """
-    for other, owner in living_partitions(url).items():
+    for other, owner in sweep_partitions(url).items():
         if not other.endswith(f"-of-{partition.count}.lock"):
-            raise _HeldError(url, owner)
-    path = f"{url.rstrip('/')}.{partition.number}-of-{partition.count}.lock"
-    with _held(path, f"partition {partition}"):
-        yield
+            raise _HeldError(url, other, owner)
+    suffix = f".{partition.number}-of-{partition.count}.lock"
+    with _held(url, suffix, f"partition {partition}") as lock:
+        yield lock
 
 
-def living_partitions(url: str) -> dict[str, dict[str, Any]]:
-    """Owners of the partitions that are being encoded, by the path of their lock."""
-    fs, root = fsspec.core.url_to_fs(url.rstrip("/"))
+def sweep_partitions(url: str) -> dict[str, dict[str, Any]]:
+    """Remove the locks that dead partitions left; owners of the others, by the URL of their lock.
+
+    Called while `STORE.lock` is held, so that no partition begins meanwhile.
+    """
+    url = url.rstrip("/")
+    fs, root = fsspec.core.url_to_fs(url)
     fs.invalidate_cache()
-    found = {str(path): _owner(fs, str(path)) for path in fs.glob(f"{_escaped(root)}.*-of-*.lock")}
-    return {path: owner for path, owner in found.items() if owner and not _is_dead(owner)}
+    living = {}
+    for path in fs.glob(f"{_escaped(root)}.*-of-*.lock"):
+        lock = _lock_at(fs, str(path), "sweep", wait_s=0)
+        if lock.take():
+            lock.release()
+        elif owner := lock.owner():
+            living[url + str(path).removeprefix(root)] = owner
+    return living
 
 
 def _escaped(path: str) -> str:
@@ -97,89 +127,106 @@ def _escaped(path: str) -> str:
 class _HeldError(ArtefactError):
     """Someone else holds the lock."""
 
-    def __init__(self, url: str, owner: dict[str, Any]) -> None:
-        age = time.time() - owner["since"]
+    def __init__(self, url: str, lock: str, owner: dict[str, Any]) -> None:
+        who = "an unknown writer"
+        if {"what", "pid", "host", "since"} <= owner.keys():
+            who = "{what}, process {pid} on {host}".format(**owner)
+            who += f", for {time.time() - owner['since']:.0f} s"
         super().__init__(
-            f"{url} is held by {owner['what']}, process {owner['pid']} on {owner['host']}, "
-            f"for {age:.0f} s",
-            f"wait for it, or end it; if it is long gone, remove {url}",
+            f"{url} is held by {who}", f"wait for it, or end it; if it is long gone, remove {lock}"
         )
         self.owner = owner
 
 
+class _Lock(Protocol):
+    """What holds a path for one owner: the operating system, or a lease."""
+
+    def take(self) -> bool: ...
+    def owner(self) -> dict[str, Any] | None: ...
+    def still_held(self) -> bool: ...
+    def release(self) -> None: ...
+
+
 @contextmanager
-def _held(url: str, what: str) -> Iterator[None]:
-    """Create the lock file, or take over a dead owner's; keep it alive; remove it at the end."""
-    fs, path = fsspec.core.url_to_fs(url)
-    owner = {"what": what, "pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
-    while not _create(fs, path, owner):
-        other = _owner(fs, path)
-        if other is None:  # released between the two looks
-            continue
-        if not _is_dead(other):
-            raise _HeldError(url, other)
-        _bury(fs, path, owner)
-    ended = threading.Event()
-    beat = threading.Thread(target=_beat, args=(fs, path, owner, ended), daemon=True)
-    beat.start()
+def _held(url: str, suffix: str, what: str) -> Iterator[WriterLock]:
+    url = url.rstrip("/")
+    fs, path = fsspec.core.url_to_fs(url + suffix)
+    lock = _lock_at(fs, path, what)
+    while not lock.take():
+        if (owner := lock.owner()) is not None:  # else released between the two looks
+            raise _HeldError(url, url + suffix, owner)
     try:
-        yield
+        yield WriterLock(url + suffix, lock)
     finally:
-        ended.set()
-        beat.join()
-        fs.rm_file(path)
+        lock.release()
 
 
-def _create(fs: Any, path: str, owner: dict[str, Any]) -> bool:
-    """Create the file if nobody has; False when it is there."""
-    content = json.dumps({**owner, "alive": time.time()}).encode()
-    try:
-        if isinstance(fs, LocalFileSystem):
-            fs.makedirs(fs._parent(path), exist_ok=True)
-            with fs.open(path, "xb") as file:
-                file.write(content)
-        else:  # on S3 a conditional write, which only one of several can win
-            fs.pipe_file(path, content, mode="create")
-    except FileExistsError:
-        return False
-    return True
+def _lock_at(fs: Any, path: str, what: str, wait_s: float = _POLL_S) -> _Lock:
+    owner = {"what": what, "pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+    return (
+        _FileLock(path, owner, wait_s)
+        if isinstance(fs, LocalFileSystem)
+        else Lease(fs, path, owner)
+    )
 
 
-def _bury(fs: Any, path: str, owner: dict[str, Any]) -> None:
-    """Remove a dead owner's lock; of several that do so at once, all but the last give way."""
-    fs.pipe_file(path, json.dumps({**owner, "alive": time.time()}).encode())
-    time.sleep(2 * _POLL_S)
-    heir = _owner(fs, path)
-    if heir and heir["since"] == owner["since"] and heir["pid"] == owner["pid"]:
-        fs.rm_file(path)
+class _FileLock:
+    """A file that the operating system locks, with its owner as content.
 
+    wait_s  how long another may hold it, who is seen only once it has signed
+    """
 
-def _beat(fs: Any, path: str, owner: dict[str, Any], ended: threading.Event) -> None:
-    while not ended.wait(BEAT_S):
-        fs.pipe_file(path, json.dumps({**owner, "alive": time.time()}).encode())
+    def __init__(self, path: str, owner: dict[str, Any], wait_s: float) -> None:
+        self._path = Path(path)
+        self._content = json.dumps(owner).encode()
+        self._file = (0, 0)
+        self._lock = FileLock(
+            path,
+            timeout=wait_s,
+            thread_local=False,
+            fallback_to_soft=False,  # that a file is there says nothing of whether its owner lives
+            on_acquired=self._sign,
+        )
 
+    def _sign(self, descriptor: int) -> None:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, self._content)
+        self._file = _identity(os.fstat(descriptor))
 
-def _owner(fs: Any, path: str) -> dict[str, Any] | None:
-    """Who holds a lock; None when nobody does any more."""
-    fs.invalidate_cache()
-    for _ in range(5):
+    def take(self) -> bool:
         try:
-            return dict(json.loads(fs.cat_file(path)))
+            self._lock.acquire()
+        except Timeout:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise ArtefactError(
+                f"the file system of {self._path} has no locks: {error.strerror}",
+                "put the store on a local disk or an object store",
+            ) from error
+        return True
+
+    def owner(self) -> dict[str, Any] | None:
+        try:
+            return dict(json.loads(self._path.read_bytes()))
         except FileNotFoundError:
             return None
-        except json.JSONDecodeError:  # seen between creation and content
-            time.sleep(_POLL_S)
-    # Its owner died in that moment.
-    return {"what": "an unknown writer", "pid": 0, "host": "", "since": 0.0, "alive": 0.0}
+        except (OSError, ValueError):  # held by what is none of ours
+            return {}
 
-
-def _is_dead(owner: dict[str, Any]) -> bool:
-    if owner["host"] == socket.gethostname():
-        try:
-            os.kill(owner["pid"], 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
+    def still_held(self) -> bool:
+        """Whether the file is still there: another can lock one that was put in its place."""
+        with suppress(FileNotFoundError):
+            return _identity(self._path.stat()) == self._file
         return False
-    return bool(time.time() - owner["alive"] > STALE_S)
+
+    def release(self) -> None:
+        if self.still_held():
+            with suppress(PermissionError):  # where an open file stays, filelock removes it
+                self._path.unlink()  # while it is locked: who waits for it makes a new one
+        self._lock.release()
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

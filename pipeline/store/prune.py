@@ -42,7 +42,7 @@ def prune(url: str, manifest: Manifest | None = None, progress: Progress | None 
             f"{url} is not on a local disk, where a pruned copy can take its place at once",
             "encode the manifest into a new store there, or prune a local copy and upload it",
         )
-    with writer_lock(url, "prune"):
+    with writer_lock(url, "prune") as lock:
         _finish_swap(url)
         store = open_store(url)
         keep = store.live.copy()
@@ -57,6 +57,7 @@ def prune(url: str, manifest: Manifest | None = None, progress: Progress | None 
             place, fresh, old = _places(url)
             _remove(fresh)
             _copy(store, np.flatnonzero(keep), str(fresh), progress)
+            lock.require_held()
             place.rename(old)
             _finish_swap(url)
         after = sum(open_store(url).files.values())

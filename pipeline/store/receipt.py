@@ -2,13 +2,17 @@
 
 import hashlib
 import json
+from functools import partial
 from typing import Any
 
-import dask
 import numpy as np
 import polars as pl
 
+from pipeline.ahead import map_ahead
+from pipeline.store.format import RECEIPT_FILE
 from pipeline.store.latent_store import LatentStore
+
+_AHEAD = 8  # shards in memory, a few MB each
 
 
 def write_receipt(store: LatentStore) -> None:
@@ -21,7 +25,12 @@ def write_receipt(store: LatentStore) -> None:
     if receipt and {key: receipt.get(key) for key in head} == head:
         return
     content = {**head, "arrays": array_digests(store)}
-    store.write_file("receipt.json", (json.dumps(content, indent=1) + "\n").encode())
+    store.folder.replace(RECEIPT_FILE, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def drop_receipt(store: LatentStore) -> None:
+    """Remove the receipt before anything changes: from now on the store counts as unfinished."""
+    store.folder.remove(RECEIPT_FILE)
 
 
 def receipt_head(store: LatentStore) -> dict[str, Any]:
@@ -58,9 +67,6 @@ def array_digests(store: LatentStore) -> dict[str, str]:
     grown step by step and one encoded at once compare equal.
     """
 
-    def cell_digests(name: str, view: int, block: int) -> list[bytes]:
-        return [hashlib.sha256(cell.data).digest() for cell in store.read_shard(name, view, block)]
-
     places = np.flatnonzero(store.live)
     # A shard of samples that have all left the manifest need not be there.
     length = store.shard_samples
@@ -70,8 +76,12 @@ def array_digests(store: LatentStore) -> dict[str, str]:
     for name in store.data_arrays:
         total = hashlib.sha256()
         for view in range(store.views):
-            tasks = [dask.delayed(cell_digests)(name, view, block) for block in blocks]
-            shards = dict(zip(blocks, dask.compute(*tasks, scheduler="threads"), strict=True))
+            digests_of = partial(_cell_digests, store, name, view)
+            shards = dict(zip(blocks, map_ahead(digests_of, blocks, _AHEAD), strict=True))
             total.update(b"".join(shards[place // length][place % length] for place in order))
         digests[name] = total.hexdigest()
     return digests
+
+
+def _cell_digests(store: LatentStore, name: str, view: int, block: int) -> list[bytes]:
+    return [hashlib.sha256(cell.data).digest() for cell in store.read_shard(name, view, block)]

@@ -4,7 +4,6 @@ Checksums say whether a cell holds what was encoded into it, keys whether that i
 for, the receipt whether the whole is what was finished; encoding some cells again tests it all.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +12,11 @@ import numpy as np
 
 from pipeline.ahead import map_ahead
 from pipeline.errors import ArtefactError
-from pipeline.store.keys import KEY_BYTES, cell_checksums
+from pipeline.files import PARTIAL
+from pipeline.store.format import GROUP_FILE, KEY_BYTES, RECEIPT_FILE, SAMPLES_FILE
+from pipeline.store.keys import cell_checksums
 from pipeline.store.latent_store import LatentStore
-from pipeline.store.receipt import array_digests, receipt_head
+from pipeline.store.receipt import array_digests, drop_receipt, receipt_head
 from pipeline.telling import Progress
 
 _AHEAD = 8  # shards in memory, about 10 MB each
@@ -120,14 +121,14 @@ def _places(start: int, mask: np.ndarray) -> tuple[int, ...]:
 
 
 def _foreign_files(store: LatentStore) -> Iterator[Fault]:
-    known = {"zarr.json", "samples.parquet", "receipt.json"}
+    known = {GROUP_FILE, SAMPLES_FILE, RECEIPT_FILE}
     for name in store.arrays:
         views, blocks = store.array(name).cdata_shape[:2]
         known.add(f"{name}/zarr.json")
         known |= {store.chunk_path(name, v, b) for v in range(views) for b in range(blocks)}
     for file in sorted(store.files.keys() - known):
         # What a killed writer leaves is never read, and goes when the store is finished.
-        if not re.fullmatch(r".*\.partial", file):
+        if not file.endswith(PARTIAL):
             yield Fault("foreign file", f"{file} does not belong to the store", file=file)
 
 
@@ -148,11 +149,11 @@ def _receipt_faults(store: LatentStore, keys: np.ndarray, faults: list[Fault]) -
         return
     head = receipt_head(store)
     if {key: receipt.get(key) for key in head} != head:
-        yield Fault("other receipt", "receipt.json is that of another store", file="receipt.json")
+        yield Fault("other receipt", "receipt.json is that of another store", file=RECEIPT_FILE)
     # Where faults were found, the digests are known to differ.
     elif not faults and not absent.any() and receipt.get("arrays") != array_digests(store):
         what = "receipt.json has other digests than the arrays"
-        yield Fault("other receipt", what, file="receipt.json")
+        yield Fault("other receipt", what, file=RECEIPT_FILE)
 
 
 def mend(store: LatentStore, faults: list[Fault]) -> list[str]:
@@ -164,17 +165,15 @@ def mend(store: LatentStore, faults: list[Fault]) -> list[str]:
     returns  where the foreign files lie now
     """
     if faults:
-        store.drop_receipt()
+        drop_receipt(store)
     moved = []
     for fault in faults:
         if fault.array == "key":
-            store.fs.rm_file(f"{store.root}/{fault.file}")
+            store.folder.remove(str(fault.file))
         elif fault.view is not None and fault.array is not None:
             block = fault.rows[0] // store.shard_samples
             inside = np.array(fault.rows) - store.rows_of(block).start
-            store.drop_keys(fault.view, block, inside)
+            store.shards.drop_keys(fault.view, block, inside)
         elif fault.kind == "foreign file":
-            moved.append(f"{store.root}.foreign/{fault.file}")
-            store.fs.makedirs(moved[-1].rpartition("/")[0], exist_ok=True)
-            store.fs.mv(f"{store.root}/{fault.file}", moved[-1])
+            moved.append(store.folder.move_out(str(fault.file)))
     return moved

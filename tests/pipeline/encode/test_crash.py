@@ -89,7 +89,7 @@ class Killed(BaseException):
     [
         "pipeline.encode.job.decode_sample",
         "pipeline.encode.job.CellEncoder.__call__",
-        "pipeline.encode.job.cell_checksums",
+        "pipeline.store.shards.cell_checksums",
         "pipeline.encode.job.write_receipt",
         "pipeline.store.receipt.array_digests",
     ],

@@ -1,4 +1,4 @@
-"""A chunk decoded by ourselves is what zarr decodes, and never anything else."""
+"""pipeline.store.format: a chunk decoded by ourselves is what zarr decodes, and nothing else."""
 
 from pathlib import Path
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs.numcodecs import PackBits
 
-from pipeline.store.chunks import decode_bits, decode_chunk, packed_bits
+from pipeline.store.format import decode_bits, decode_chunk, packed_bits
 
 CELLS = np.random.default_rng(0).standard_normal((1, 5, 2, 3)).astype(np.float16)
 
@@ -52,12 +53,12 @@ def test_masks_are_those_that_zarr_was_given_as_pixels_and_as_bits(
     tmp_path: Path, width: int
 ) -> None:
     masks = np.random.default_rng(0).random((1, 5, 3, width)) > 0.5
-    with packed_bits() as codec:
+    with packed_bits():
         array = zarr.create_array(
             str(tmp_path / "a"),
             data=masks,
             chunks=(1, 3, 3, width),
-            filters=(codec(),),
+            filters=(PackBits(),),
             compressors=(ZstdCodec(level=9), Crc32cCodec()),
             fill_value=False,
         )

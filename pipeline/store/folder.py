@@ -1,0 +1,78 @@
+"""A store's folder at any URL: its files listed, read, removed, and replaced as a whole."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.files import PARTIAL, replace_file
+
+
+class Folder:
+    """The folder of a store on a local disk or an object store; names are paths inside it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.fs, self.root = fsspec.core.url_to_fs(url)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on a disk of this machine."""
+        return isinstance(self.fs, LocalFileSystem)
+
+    @cached_property
+    def files(self) -> dict[str, int]:
+        """Bytes of each file, as found when first asked for."""
+        self.fs.invalidate_cache()
+        found: dict[str, dict[str, Any]] = self.fs.find(self.root, detail=True)
+        return {path[len(self.root) + 1 :]: int(info["size"]) for path, info in found.items()}
+
+    def read(self, name: str) -> bytes:
+        """A file's content; raises FileNotFoundError when there is none."""
+        return self._read(f"{self.root}/{name}")
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Replace a file as a whole: readers see the old one or the new one."""
+        self._replace(f"{self.root}/{name}", content)
+
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there."""
+        if self.fs.exists(f"{self.root}/{name}"):
+            self.fs.rm_file(f"{self.root}/{name}")
+
+    def remove_partial(self) -> None:
+        """Remove what killed writers left; nobody reads it."""
+        for file in self.files:
+            if file.endswith(PARTIAL):
+                self.fs.rm_file(f"{self.root}/{file}")
+
+    def move_out(self, name: str) -> str:
+        """Move a file that is not the store's to `STORE.foreign/`; returns where it lies now."""
+        place = f"{self.root}.foreign/{name}"
+        self.fs.makedirs(place.rpartition("/")[0], exist_ok=True)
+        self.fs.mv(f"{self.root}/{name}", place)
+        return place
+
+    def read_beside(self, suffix: str) -> bytes | None:
+        """The file `STORE.suffix`, or None."""
+        try:
+            return self._read(f"{self.root}.{suffix}")
+        except FileNotFoundError:
+            return None
+
+    def write_beside(self, suffix: str, content: bytes) -> None:
+        """Replace as a whole the file `STORE.suffix`: made from the store, and no part of it."""
+        self._replace(f"{self.root}.{suffix}", content)
+
+    def _read(self, path: str) -> bytes:
+        if self.is_local:  # in a fifth of the time that fsspec takes
+            return Path(path).read_bytes()
+        return bytes(self.fs.cat_file(path))
+
+    def _replace(self, path: str, content: bytes) -> None:
+        if self.is_local:
+            replace_file(Path(path), content)
+        else:  # object stores replace an object as a whole
+            self.fs.pipe_file(path, content)

@@ -52,11 +52,12 @@ def _table(runs: "list[Run]", split: str, kind: str, output: Path | None, as_jso
     from dataclasses import asdict
 
     from lmm.report.tables import build_rows, format_table
+    from pipeline.files import replace_file
 
     rows = build_rows(runs, split)
     text = format_table(rows, kind)
     if output:
-        _write(output, text)
+        replace_file(output, text.encode())
     result = {"table": text, "rows": [asdict(row) for row in rows]}
     result |= {"file": str(output)} if output else {}
     shown = f"table: {output}\n" if output else text
@@ -65,17 +66,11 @@ def _table(runs: "list[Run]", split: str, kind: str, output: Path | None, as_jso
 
 def _page(runs: "list[Run]", split: str, output: Path, as_json: bool) -> None:
     from lmm.report import build_report
+    from pipeline.files import replace_file
 
     page, numbers = build_report(runs, split)
-    _write(output, page)
+    replace_file(output, page.encode())
     emit({"page": str(output), "runs": numbers}, as_json, lambda: _show(output, numbers))
-
-
-def _write(output: Path, text: str) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f"{output.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(output)
 
 
 def _show(output: Path, numbers: list[dict[str, Any]]) -> None:

@@ -1,12 +1,10 @@
 """Every image and mask of a scan opened once: decoded, compared, hashed; faults in one list."""
 
-import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import dask
-
+from pipeline.ahead import map_ahead
 from pipeline.archive.pairing import Entry, Fault
 from pipeline.errors import InputError
 from pipeline.files import sha256_of
@@ -15,7 +13,6 @@ from pipeline.telling import SHOWN, Progress, some_of
 
 Row = dict[str, Any]
 
-BATCH = 16  # samples a task: long enough to hide a task's cost, short enough for a smooth bar
 LINES_SHOWN = 20
 NAME_FAULTS = {
     "unknown-name": "names of the split match no sample ({file})",
@@ -46,20 +43,13 @@ def check_files(
     """What each sample's files hold, as manifest rows without dataset and split; and all faults.
 
     Threads, since Pillow decodes outside the interpreter's lock. `progress` is called with
-    (samples done, samples in all), from one thread at a time.
+    (samples done, samples in all), in the caller's thread.
     """
-    done, lock = [0], threading.Lock()
-
-    def check_batch(start: int) -> list[tuple[Row | None, list[Fault]]]:
-        batch = [_check(home, entry, labels) for entry in entries[start : start + BATCH]]
-        with lock:
-            done[0] += len(batch)
-            if progress:
-                progress(done[0], len(entries))
-        return batch
-
-    tasks = [dask.delayed(check_batch)(start) for start in range(0, len(entries), BATCH)]
-    checked = [result for batch in dask.compute(*tasks, scheduler="threads") for result in batch]
+    checked: list[tuple[Row | None, list[Fault]]] = []
+    for result in map_ahead(lambda entry: _check(home, entry, labels), entries):
+        checked.append(result)
+        if progress:
+            progress(len(checked), len(entries))
     rows = [row for row, _ in checked if row is not None]
     return rows, [fault for _, faults in checked for fault in faults]
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.errors import UsageError
+from pipeline.files import PARTIAL, replace_file
 from pipeline.phantoms.anatomy import MARGIN_PX, Mask, draw_lesion, draw_shadows, draw_tissue
 from pipeline.phantoms.speckle import compress, speckle_envelope
 from pipeline.telling import Progress
@@ -145,14 +146,6 @@ def write_phantom(root: Path, kind: str, index: int, phantom: Phantom) -> None:
         replace_file(root / name, png.getvalue())
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file beside its place, then move it there, so that no reader meets half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    part.replace(path)
-
-
 def check_numbers(count: int, seed: int) -> None:
     """Raise UsageError when no set can be drawn from these."""
     if count < 1:
@@ -184,12 +177,17 @@ def check_root(root: Path, planned: list[tuple[str, int]], seed: int) -> None:
                 f"{elsewhere}, or ask for --count {there['count']} or more",
             )
     ours = {PROVENANCE} | {name for image in planned for name in file_names(*image)}
-    foreign = sorted(name for name in found if name.removesuffix(".part") not in ours)
+    foreign = sorted(name for name in found - ours if not _is_left_of(name, ours))
     if PROVENANCE not in found:
         foreign = sorted(found)
     if foreign:
         count = f"{len(foreign)} file{'s' * (len(foreign) > 1)}"
         raise UsageError(f"{root} holds {count} of another origin; first: {foreign[0]}", elsewhere)
+
+
+def _is_left_of(name: str, ours: set[str]) -> bool:
+    """Whether a file is what a killed writer left of one of ours: NAME.PROCESS.partial."""
+    return name.endswith(PARTIAL) and name.removesuffix(PARTIAL).rpartition(".")[0] in ours
 
 
 def read_provenance(path: Path) -> dict[str, int]:

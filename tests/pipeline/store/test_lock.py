@@ -1,20 +1,38 @@
-"""pipeline.store.lock: one writer at a time, and none that a dead one keeps out for ever."""
+"""pipeline.store.lock on a disk: one writer at a time, and no dead one keeps another out."""
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline.errors import ArtefactError
-from pipeline.store import lock
-from pipeline.store.lock import Partition, partition_lock, shared_lock, writer_lock
+from pipeline.store.lock import (
+    Partition,
+    partition_lock,
+    shared_lock,
+    sweep_partitions,
+    writer_lock,
+)
+
+HOLD = """
+import sys, time
+from pipeline.store.lock import Partition, partition_lock, writer_lock
+
+url, number, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+with partition_lock(url, Partition(number, count)) if number else writer_lock(url):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+Hold = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
@@ -22,18 +40,24 @@ def url(tmp_path: Path) -> str:
     return str(tmp_path / "busi.zarr")
 
 
-def write_lock(url: str, **owner: Any) -> Path:
-    path = Path(f"{url}.lock")
-    now = time.time()
-    known = {"what": "encode", "pid": os.getpid(), "host": socket.gethostname()}
-    path.write_text(json.dumps({**known, "since": now - 90, "alive": now, **owner}))
-    return path
+@pytest.fixture
+def hold(url: str) -> Iterator[Hold]:
+    """Let another process hold the store, or one partition of it."""
+    started: list[subprocess.Popen[str]] = []
 
+    def start(number: int = 0, count: int = 0) -> subprocess.Popen[str]:
+        words = [sys.executable, "-c", HOLD, url, str(number), str(count)]
+        root = Path(__file__).parents[3]
+        process = subprocess.Popen(words, cwd=root, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        return process
 
-def dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def test_lock_lies_beside_the_store_while_it_is_held(url: str) -> None:
@@ -43,50 +67,83 @@ def test_lock_lies_beside_the_store_while_it_is_held(url: str) -> None:
     assert not list(Path(url).parent.iterdir())
 
 
-def test_second_writer_is_told_who_holds_it_and_for_how_long(url: str) -> None:
-    path = write_lock(url)
-    told = f"held by encode, process {os.getpid()} on {socket.gethostname()}, for 9[0-5] s"
-    with pytest.raises(ArtefactError, match=told), writer_lock(url):
+def test_second_writer_is_told_who_holds_it_for_how_long_and_which_file_is_the_lock(
+    url: str, hold: Hold
+) -> None:
+    process = hold()
+    with pytest.raises(ArtefactError) as caught, writer_lock(url):
         pass
-    assert path.exists()
+    who = f"{url} is held by encode, process {process.pid} on {socket.gethostname()}, for "
+    assert caught.value.message.startswith(who)
+    assert 0 <= int(caught.value.message.removeprefix(who).removesuffix(" s")) < 60
+    assert caught.value.fix == f"wait for it, or end it; if it is long gone, remove {url}.lock"
+    assert caught.value.exit_code == 4
+    assert json.loads(Path(f"{url}.lock").read_text())["pid"] == process.pid
 
 
-def test_lock_of_a_process_that_has_died_is_taken_over(url: str) -> None:
-    write_lock(url, pid=dead_pid())
+def test_partitions_at_work_are_told_with_their_lock_and_never_the_store_as_what_to_remove(
+    url: str, hold: Hold
+) -> None:
+    process = hold(2, 4)
+    with pytest.raises(ArtefactError) as caught, writer_lock(url):
+        pass
+    assert f"{url} is held by partition 2/4, process {process.pid} on" in caught.value.message
+    assert caught.value.fix.endswith(f"remove {url}.2-of-4.lock")
+    with pytest.raises(ArtefactError) as caught, partition_lock(url, Partition(1, 3)):
+        pass
+    assert caught.value.fix.endswith(f"remove {url}.2-of-4.lock")
+
+
+def test_lock_of_a_killed_process_is_free_at_once(url: str, hold: Hold) -> None:
+    process = hold()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert Path(f"{url}.lock").exists()
     with writer_lock(url):
         assert json.loads(Path(f"{url}.lock").read_text())["pid"] == os.getpid()
+    assert not Path(f"{url}.lock").exists()
 
 
-@pytest.mark.parametrize(("silent_s", "taken_over"), [(590, False), (610, True)])
-def test_lock_of_another_machine_is_taken_over_when_it_shows_no_life(
-    url: str, silent_s: float, taken_over: bool
-) -> None:
-    write_lock(url, host="elsewhere", pid=1, alive=time.time() - silent_s)
-    if taken_over:
-        with writer_lock(url):
-            pass
-        return
-    with pytest.raises(ArtefactError, match="on elsewhere"), writer_lock(url):
-        pass
-
-
-def test_lock_without_content_is_that_of_a_writer_who_died_at_once(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lock, "_POLL_S", 0.01)
-    Path(f"{url}.lock").touch()
+def test_number_of_a_living_process_in_the_file_holds_nothing(url: str) -> None:
+    """Numbers are used again: that one is alive does not make it the one that wrote here."""
+    owner = {"what": "encode", "pid": os.getpid(), "host": socket.gethostname(), "since": 0.0}
+    Path(f"{url}.lock").write_text(json.dumps(owner))
     with writer_lock(url):
         pass
 
 
-def test_owner_shows_signs_of_life(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "BEAT_S", 0.01)
-    with writer_lock(url):
-        first = json.loads(Path(f"{url}.lock").read_text())["alive"]
-        deadline = time.monotonic() + 20
-        while json.loads(Path(f"{url}.lock").read_text() or "{}").get("alive", first) == first:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+def test_stopped_process_holds_its_lock(url: str, hold: Hold) -> None:
+    process = hold()
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(ArtefactError, match=f"process {process.pid}"), writer_lock(url):
+        pass
+
+
+def test_owner_whose_lock_was_removed_and_taken_gives_up_and_leaves_it(url: str) -> None:
+    with writer_lock(url) as first:
+        first.require_held()
+        Path(f"{url}.lock").unlink()
+        with pytest.raises(ArtefactError, match=rf"lost the lock {url}\.lock"):
+            first.require_held()
+        second = writer_lock(url, "prune")
+        second.__enter__()
+        with pytest.raises(ArtefactError, match="lost the lock"):
+            first.require_held()
+    assert json.loads(Path(f"{url}.lock").read_text())["what"] == "prune"
+    second.__exit__(None, None, None)
+
+
+def test_file_system_without_locks_is_said(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+    import fcntl
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(ArtefactError, match="has no locks") as caught, writer_lock(url):
+        pass
+    assert "local disk" in caught.value.fix
 
 
 def test_lock_goes_when_the_work_fails(url: str) -> None:
@@ -100,6 +157,19 @@ def test_partitions_hold_a_store_together_and_keep_a_whole_writer_out(url: str) 
         with pytest.raises(ArtefactError, match="held by partition 1/2"), writer_lock(url):
             pass
         assert not Path(f"{url}.lock").exists()
+
+
+def test_locks_of_dead_partitions_are_swept_and_those_of_the_living_are_not(
+    url: str, hold: Hold
+) -> None:
+    dead, living = hold(1, 2), hold(2, 2)
+    dead.kill()
+    dead.wait()
+    owners = sweep_partitions(url)
+    assert {path: owner["pid"] for path, owner in owners.items()} == {
+        f"{url}.2-of-2.lock": living.pid
+    }
+    assert [path.name for path in Path(url).parent.iterdir()] == ["busi.zarr.2-of-2.lock"]
 
 
 def test_partition_is_refused_twice_and_beside_another_count(url: str) -> None:

@@ -1,5 +1,7 @@
 """encode --partition: shares of one store by several writers, none sharing a shard."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -81,3 +83,29 @@ def test_partition_with_other_settings_than_those_at_work_is_refused(
     ):
         run(raw, url, tokenizer, partition=Partition(2, 2), views=3)
     assert open_store(url).views == 2
+
+
+DIES = """
+import os, signal, sys
+from pipeline.store.lock import Partition, partition_lock
+
+with partition_lock(sys.argv[1], Partition(2, 2)):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_lock_of_a_partition_that_died_does_not_stay_beside_the_finished_store(
+    raw: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    url = str(tmp_path / "shared.zarr")
+    run(raw, url, tokenizer, partition=Partition(2, 2))
+
+    def die_beside(_done: int, _total: int) -> None:
+        """The other has encoded all its cells, and dies before it looks whether it was the last."""
+        if not Path(f"{url}.2-of-2.lock").exists():
+            subprocess.run([sys.executable, "-c", DIES, url], cwd=Path(__file__).parents[3])
+        assert Path(f"{url}.2-of-2.lock").exists()
+
+    run(raw, url, tokenizer, partition=Partition(1, 2), progress=die_beside)
+    assert open_store(url).receipt() is not None
+    assert not list(tmp_path.glob("*.lock"))

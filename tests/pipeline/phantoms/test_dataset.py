@@ -145,6 +145,16 @@ def test_twice_is_safe_and_a_lost_file_is_drawn_again(tmp_path: Path) -> None:
     assert facts == {"format_version": 1, "seed": 0, "count": 4}
 
 
+def test_what_a_killed_process_left_of_a_file_is_not_foreign(tmp_path: Path) -> None:
+    write_phantoms(tmp_path, 4)
+    image = tmp_path / "Dataset_BUSI_with_GT" / "benign" / "benign (1).png"
+    image.rename(image.with_name(f"{image.name}.4711.partial"))
+    assert write_phantoms(tmp_path, 4).written == 1
+    (tmp_path / "notes.4711.partial").write_text("mine")
+    with pytest.raises(UsageError, match=r"1 file of another origin; first: notes\.4711"):
+        write_phantoms(tmp_path, 4)
+
+
 def test_another_seed_a_smaller_count_and_foreign_files_are_refused(tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     write_phantoms(ours, 4)

@@ -291,6 +291,42 @@ def test_store_of_another_format_is_refused_by_number(store_copy: Path) -> None:
         open_store(str(store_copy))
 
 
+CHUNK = {"chunk_shape": [1, 32, 4, 8, 8], "index_location": "end"}
+LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
+
+
+@pytest.mark.parametrize(
+    ("codecs", "unknown"),
+    [
+        ([LITTLE, {"name": "gzip", "configuration": {"level": 5}}], "'gzip'"),  # zarr knows it
+        ([LITTLE, {"name": "fpzip2", "configuration": {}}], "'fpzip2'"),  # nobody does
+        ([{"name": "bytes", "configuration": {"endian": "big"}}], "'bytes'"),
+        (
+            [
+                {
+                    "name": "sharding_indexed",
+                    "configuration": {**CHUNK, "codecs": [LITTLE], "index_codecs": [LITTLE]},
+                }
+            ],
+            "'sharding_indexed'",
+        ),
+    ],
+    ids=["gzip", "of the future", "big-endian", "zarr's shards"],
+)
+def test_codec_that_is_not_known_is_said_to_be_unknown_and_not_damage(
+    store_copy: Path, codecs: list[Any], unknown: str
+) -> None:
+    described = store_copy / "image_mean" / "zarr.json"
+    described.write_text(json.dumps({**json.loads(described.read_text()), "codecs": codecs}))
+    with pytest.raises(ArtefactError) as caught:
+        open_store(str(store_copy))
+    assert caught.value.message == (
+        f"{store_copy}: array image_mean is stored with codec {unknown}, "
+        "which this version cannot decode"
+    )
+    assert "encode the data set into a new store" in caught.value.fix
+
+
 @pytest.mark.parametrize("kind", ["file", "folder", "dataset", "zarr", "array", "empty group"])
 def test_what_is_not_ours_is_never_overwritten(tmp_path: Path, kind: str) -> None:
     place = tmp_path / "mask"

@@ -1,5 +1,7 @@
 """A store on S3: the same bytes and the same guarantees, against a server that the test starts."""
 
+import json
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,13 +107,39 @@ def test_second_writer_is_told_and_a_dead_one_makes_way(
     bucket: str, manifest: Manifest, tokenizer: Tokenizer
 ) -> None:
     url = f"{bucket}/locked.zarr"
-    with writer_lock(url), pytest.raises(ArtefactError, match="held by encode"):
+    with writer_lock(url), pytest.raises(ArtefactError, match="held by encode") as caught:
         run(manifest, url, tokenizer)
+    assert caught.value.fix.endswith(f"remove {url}.lock")
     fs, root = fsspec.core.url_to_fs(url)
     assert not fs.exists(f"{root}.lock")
     dead = b'{"what": "encode", "pid": 1, "host": "elsewhere", "since": 1.0, "alive": 1.0}'
     fs.pipe_file(f"{root}.lock", dead)
     assert run(manifest, url, tokenizer) == (12, 0)
+
+
+def test_owner_of_a_lease_that_was_taken_over_writes_nothing_more_and_leaves_it(
+    bucket: str, manifest: Manifest, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped for eleven minutes after its first shard, while another takes the store."""
+    monkeypatch.setattr("pipeline.store.create.SHARD_SAMPLES", 2)
+    url, clock, slept = f"{bucket}/slept.zarr", time.time, [0.0]
+    monkeypatch.setattr("pipeline.store.lease.time.time", lambda: clock() + slept[0])
+    others = []
+
+    def sleep(done: int, _total: int) -> None:
+        if done == 2:
+            slept[0] = 660.0
+            others.append(writer_lock(url, "prune"))
+            others[0].__enter__()
+
+    with pytest.raises(ArtefactError, match="lost the lock"):
+        run(manifest, url, tokenizer, progress=sleep)
+    assert int(open_store(url).present().sum()) == 2
+    fs, root = fsspec.core.url_to_fs(url)
+    assert json.loads(fs.cat_file(f"{root}.lock"))["what"] == "prune"
+    others[0].__exit__(None, None, None)
+    assert not fs.exists(f"{root}.lock")
+    assert run(manifest, url, tokenizer) == (10, 2)
 
 
 def test_partitions_fill_one_store(

@@ -10,6 +10,7 @@ import torch
 from lmm.latents import Batch, Latents, SplitReader, load_latents
 from lmm.settings import TrainSettings, steps_per_epoch
 from pipeline.ahead import map_ahead
+from pipeline.seeds import seed_at
 from pipeline.store import LatentStore
 
 
@@ -107,8 +108,7 @@ class _Draw:
     """What is random in an epoch: order and views from `host`, noise on the device."""
 
     def __init__(self, settings: TrainSettings, epoch: int, device: torch.device) -> None:
-        # Generator seeds of neighbouring epochs and seeds must not collide.
-        seed = settings.seed * 1_000_003 + epoch
+        seed = seed_at(settings.seed, epoch)
         self.posterior = settings.posterior
         self.device = device
         self.host = torch.Generator().manual_seed(seed)

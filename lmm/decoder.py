@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lmm.latents import raw_latent
-from lmm.losses import to_grey
+from pipeline.pixels import to_grey
 from pipeline.tokenizer import Tokenizer
 
 THRESHOLD = 0.5

@@ -53,17 +53,6 @@ def dice_loss(grey: Tensor, mask: Tensor) -> Tensor:
     return (1 - (2 * overlap + DICE_SMOOTHING) / (area + DICE_SMOOTHING)).mean()
 
 
-def to_grey(decoded: Tensor) -> Tensor:
-    """The decoder's pixels as one grey map: mean over channels, [-1, 1] → [0, 1], clamped.
-
-    The clamp passes no gradient from a pixel outside [0, 1], as in the authors' code.
-
-    decoded  (..., channels, H, W) float, around [-1, 1]
-    returns  (..., H, W) float32 in [0, 1]; a mask is to_grey(decoded) > 0.5
-    """
-    return ((decoded.float().mean(dim=-3) + 1) / 2).clamp(0, 1)
-
-
 def check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     # Broadcasting would turn a forgotten dimension into a plausible number.
     if tensor.shape != other.shape:

@@ -17,9 +17,10 @@ from lmm.bench.turns import seconds_of
 from lmm.decoder import MaskDecoder
 from lmm.latents import model_latent
 from lmm.metrics import score
+from pipeline.pixels import mask_pixels
 from pipeline.store import LatentStore
 from pipeline.telling import Progress
-from pipeline.tokenizer import Tokenizer, load_tokenizer_of, mask_pixels
+from pipeline.tokenizer import Tokenizer, load_tokenizer_of
 
 _ROUNDS = 5
 _DECODED = 32  # masks

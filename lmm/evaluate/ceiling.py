@@ -14,8 +14,9 @@ from lmm.decoder import MaskDecoder, images_at_a_time
 from lmm.latents import Latents, load_latents
 from lmm.metrics import HD95, METRICS, Scores, score, summarise
 from pipeline.errors import InputError
-from pipeline.fidelity import psnr_db
+from pipeline.fidelity import decoded_pm1, psnr_db
 from pipeline.images import ImageU8
+from pipeline.pixels import to_pm1
 from pipeline.samples import original_images
 from pipeline.store import LatentStore
 from pipeline.telling import Progress
@@ -107,9 +108,9 @@ def _image_psnr(
     values = []
     for part, rows in _blocks(parts, images_at_a_time(tokenizer.device)):
         image_u8 = torch.from_numpy(np.stack(list(islice(originals, len(rows)))))
-        truth_pm1 = image_u8.to(tokenizer.device).permute(0, 3, 1, 2) / 255.0 * 2.0 - 1.0
-        decoded_pm1 = tokenizer.decode(part.image_mean[0, rows].float()).clamp(-1, 1)
-        values.append(psnr_db(decoded_pm1, truth_pm1).cpu().numpy())
+        truth_pm1 = to_pm1(image_u8.to(tokenizer.device).permute(0, 3, 1, 2))
+        output_pm1 = decoded_pm1(tokenizer, part.image_mean[0, rows].float())
+        values.append(psnr_db(output_pm1, truth_pm1).cpu().numpy())
         tick(len(rows))
     return np.concatenate(values).astype(np.float64)
 

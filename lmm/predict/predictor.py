@@ -14,6 +14,7 @@ from lmm.model import LatentMappingModel
 from pipeline.device import autocast, choose_device, choose_precision
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.images import ImageError, ImageU8, Mask, read_image, read_pillow, resize_image
+from pipeline.pixels import to_pm1
 from pipeline.tokenizer import Tokenizer, load_tokenizer, load_tokenizer_of, require_multiple
 
 
@@ -67,7 +68,7 @@ class Predictor:
         """
         tokenizer, precision = self.tokenizer, self.precision
         pixels_u8 = torch.from_numpy(images_u8).to(self.device).permute(0, 3, 1, 2)
-        mean, _ = tokenizer.encode(pixels_u8.float() / 255.0 * 2.0 - 1.0, precision)
+        mean, _ = tokenizer.encode(to_pm1(pixels_u8), precision)
         # Through float16, as latents lie in a store: what the LMM was trained on.
         z_image = model_latent(mean.half(), tokenizer.scaling_factor, tokenizer.shift_factor)
         with autocast(self.device, precision):

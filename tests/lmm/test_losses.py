@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from lmm.losses import LEVELS, dice_loss, latent_loss, lm_loss, to_grey
+from lmm.losses import LEVELS, dice_loss, latent_loss, lm_loss
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MONAI's import warns of its own optional dependencies
@@ -63,24 +63,6 @@ def test_dice_loss_equals_monai_for_every_mask_type(dtype: torch.dtype) -> None:
     grey[2] = 0  # truth only
     expected = DiceLoss()(grey[:, None], mask[:, None].float())
     torch.testing.assert_close(dice_loss(grey, mask), expected, rtol=0, atol=1e-6)
-
-
-def test_grey_is_the_channel_mean_moved_to_01_and_clamped() -> None:
-    decoded = torch.tensor([[-1.0, 1.0, 0.0, 3.0], [-1.0, 1.0, 0.3, 3.0], [-4.0, 1.0, 0.6, 0.0]])
-    grey = to_grey(decoded.view(1, 3, 2, 2))
-    torch.testing.assert_close(grey, torch.tensor([[[0.0, 1.0], [0.65, 1.0]]]))
-
-
-def test_grey_passes_no_gradient_from_outside_its_range() -> None:
-    decoded = torch.tensor([-3.0, 0.5, 3.0]).view(1, 1, 1, 3).expand(1, 3, 1, 3).clone()
-    decoded.requires_grad_()
-    to_grey(decoded).sum().backward()
-    assert decoded.grad is not None
-    torch.testing.assert_close(decoded.grad[0, 0, 0], torch.tensor([0.0, 1 / 6, 0.0]))
-
-
-def test_grey_keeps_level_and_batch_dimensions() -> None:
-    assert to_grey(torch.zeros(3, 2, 3, 8, 6)).shape == (3, 2, 8, 6)
 
 
 def test_lm_loss_sums_the_three_levels_and_leaves_level3_out() -> None:

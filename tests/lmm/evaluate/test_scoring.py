@@ -24,7 +24,6 @@ from lmm.checkpoint import (
 from lmm.decoder import MaskDecoder, at_size
 from lmm.evaluate import evaluate, write_evaluation, write_masks
 from lmm.evaluate.ceiling import ceiling
-from lmm.losses import to_grey
 from lmm.metrics import score
 from lmm.settings import TrainSettings
 from lmm.student.network import MaskStudent
@@ -32,6 +31,7 @@ from lmm.train import train
 from pipeline.archive import build_manifest
 from pipeline.encode import encode
 from pipeline.errors import ArtefactError, InputError
+from pipeline.pixels import to_grey
 from pipeline.store import open_store
 from pipeline.tokenizer import load_tokenizer
 

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lmm.checkpoint import Run, open_run
 from lmm.decoder import THRESHOLD, Grey, MaskDecoder, at_size
 from lmm.latents import model_latent
 from lmm.model import LatentMappingModel
+from lmm.run import Run, open_run
 from pipeline.device import autocast, choose_device, choose_precision
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.images import ImageError, ImageU8, Mask, read_image, read_pillow, resize_image

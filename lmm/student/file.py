@@ -9,9 +9,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lmm.checkpoint import Run, load_weights, read_checkpoint, weights_of
+from lmm.checkpoint import load_weights, read_checkpoint, weights_of
 from lmm.decoder import MaskDecoder
 from lmm.latents import load_latents, model_latent
+from lmm.run import Run
 from lmm.student.distillation import distil, synthetic_latents
 from lmm.student.network import MaskStudent, StudentDecoder
 from pipeline.errors import ArtefactError

@@ -9,14 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lmm.checkpoint import (
-    create_run,
-    import_checkpoint,
-    open_run,
-    read_checkpoint,
-    write_checkpoint,
-)
+from lmm.authors import import_checkpoint
+from lmm.checkpoint import read_checkpoint, write_checkpoint
 from lmm.model import LatentMappingModel
+from lmm.run import create_run, open_run
 from pipeline.errors import ArtefactError, InputError, UsageError
 
 

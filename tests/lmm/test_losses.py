@@ -5,7 +5,8 @@ import warnings
 import pytest
 import torch
 
-from lmm.losses import LEVELS, dice_loss, latent_loss, lm_loss
+from lmm.losses import dice_loss, latent_loss, lm_loss
+from lmm.settings import LEVELS
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MONAI's import warns of its own optional dependencies

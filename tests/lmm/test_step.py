@@ -10,9 +10,9 @@ import lmm.step
 from lmm.batches import open_batches
 from lmm.decoder import MaskDecoder
 from lmm.latents import Batch
-from lmm.losses import LEVELS
-from lmm.settings import TrainSettings
-from lmm.step import Learner, seg_gradient
+from lmm.losses import seg_gradient
+from lmm.settings import LEVELS, TrainSettings
+from lmm.step import Learner
 from lmm.train import new_learner
 from pipeline.store import open_store
 from pipeline.tokenizer import Tokenizer, load_tokenizer

@@ -18,12 +18,14 @@ import torch
 import lmm.model
 import lmm.step
 from lmm.batches import open_batches
-from lmm.checkpoint import load_weights, open_run, read_checkpoint
+from lmm.checkpoint import load_weights, read_checkpoint
 from lmm.latents import load_latents
+from lmm.loop import learning_rate
+from lmm.run import open_run
 from lmm.selection import validate
-from lmm.settings import TrainSettings, describe, learning_rate
+from lmm.settings import TrainSettings
 from lmm.student.network import MaskStudent
-from lmm.train import new_learner, train
+from lmm.train import describe, new_learner, train
 from pipeline.device import require_compiler
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import open_store

@@ -103,7 +103,7 @@ def _option(name: str) -> Callable[[Command], Command]:
     default, one = getattr(TrainSettings, name), known_settings()[name]
     word = f"--{name.replace('_', '-')}"
     if one.kind is bool:
-        return click.option(word, is_flag=True, help=one.help)
+        return click.option(word, is_flag=True, default=default, help=one.help)
     kind: Any = one.kind
     if one.choices and not one.some:
         kind = click.Choice([*(["auto"] if one.automatic else []), *one.choices])

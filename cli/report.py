@@ -72,10 +72,9 @@ def _page(runs: "list[Run]", split: str, output: Path, as_json: bool) -> None:
 
 
 def _write(output: Path, text: str) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f"{output.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(output)
+    from pipeline.files import replace_file
+
+    replace_file(output, text.encode())
 
 
 def _show(output: Path, numbers: list[dict[str, Any]]) -> None:

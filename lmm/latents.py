@@ -124,6 +124,12 @@ class Latents:
         assert self.mask_bits is not None
         return self.unpack(self.mask_bits[0])
 
+    @property
+    def z_mask(self) -> torch.Tensor:
+        """Z_M of every cell, view after view: (K · n, C, h, w) float32, scaled."""
+        means = self.mask_mean.flatten(0, 1)
+        return model_latent(means, self.scaling_factor, self.shift_factor)
+
     def unpack(self, bits: torch.Tensor) -> torch.Tensor:
         """Masks from packed bits: (…, H, ⌈W/8⌉) uint8 → (…, H, W) bool."""
         places = torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)

@@ -9,7 +9,7 @@ import torch
 
 from lmm.batches import open_batches
 from lmm.bench.turns import in_turns
-from lmm.latents import Batch, model_latent
+from lmm.latents import Batch
 from lmm.settings import LEVELS, TrainSettings
 from lmm.step import Learner
 from lmm.train import new_learner
@@ -88,11 +88,11 @@ def _as_the_authors(store: LatentStore, settings: TrainSettings, tokenizer: Toke
 
 def _encoded(learner: Learner, pixels_pm1: torch.Tensor, batch: Batch) -> Batch:
     """A batch as encoding image and mask in the step gives it."""
-    tokenizer, precision = learner.teacher.tokenizer, learner.settings.precision
+    teacher, precision = learner.teacher, learner.settings.precision
 
     def latent() -> torch.Tensor:
-        mean, _ = tokenizer.encode(pixels_pm1, precision)
+        mean, _ = teacher.tokenizer.encode(pixels_pm1, precision)
         # A tensor made in inference mode takes no part in autograd; its copy does.
-        return model_latent(mean, tokenizer.scaling_factor, tokenizer.shift_factor).clone()
+        return teacher.scaled(mean).clone()
 
     return Batch(latent(), latent(), batch.mask)

@@ -10,7 +10,6 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from lmm.decoder import images_at_a_time
 from lmm.evaluate.cells import Cells, read_cells
 from lmm.metrics import HD95, KEYS, METRICS, Scores, score, summarise
 from pipeline.errors import InputError
@@ -97,9 +96,9 @@ def _image_psnr(cells: Cells, tick: Callable[[int], None]) -> NDArray[np.float64
     """PSNR of every decoded image against its original, (n,) in dB, infinite where equal."""
     store, tokenizer = cells.store, cells.decoder.tokenizer
     originals = original_images(store.source(), store.size, cells.sample_ids)
-    some = images_at_a_time(tokenizer.device)
+    at_a_time = cells.decoder.at_a_time
     values = []
-    for mean in chain.from_iterable(part.image_mean[0].split(some) for part in cells.parts):
+    for mean in chain.from_iterable(part.image_mean[0].split(at_a_time) for part in cells.parts):
         image_u8 = torch.from_numpy(np.stack(list(islice(originals, len(mean)))))
         truth_pm1 = to_pm1(image_u8.to(tokenizer.device).permute(0, 3, 1, 2))
         values.append(psnr_db(decoded_pm1(tokenizer, mean.float()), truth_pm1).cpu().numpy())

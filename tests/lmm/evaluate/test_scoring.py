@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ import small
 import torch
 from PIL import Image
 
+import lmm.evaluate.cells
 from lmm.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from lmm.decoder import MaskDecoder, at_size
 from lmm.evaluate import Wanted, evaluate, write_evaluation, write_masks
@@ -314,3 +316,19 @@ def test_the_decoder_thresholds_above_one_half(kl_folder: Path) -> None:
     with torch.no_grad():
         grey = torch.cat([decoder(one[None]) for one in z])
     assert torch.equal(decoder.masks(z), grey > 0.5)
+
+
+def test_split_and_tokenizer_are_read_once_for_all_that_is_scored(
+    run: Run, small_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    for name in ("load_latents", "load_tokenizer_of"):
+        original = getattr(lmm.evaluate.cells, name)
+
+        def counted(*args: Any, _name: str = name, _original: Any = original, **more: Any) -> Any:
+            read.append(_name)
+            return _original(*args, **more)
+
+        monkeypatch.setattr(lmm.evaluate.cells, name, counted)
+    evaluate(run, open_store(small_store), "test", CPU, Wanted(native=True, ceiling=True))
+    assert sorted(read) == ["load_latents", "load_tokenizer_of"]

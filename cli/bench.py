@@ -9,21 +9,15 @@ from rich.table import Table
 
 from cli.distill import teach
 from cli.options import (
-    compile_option,
     device_option,
     emit,
     images_at_a_time_option,
     json_option,
     latents_option,
-    loss_option,
-    memory_option,
     progress_bar,
-    residency_option,
     run_option,
-    seg_decoder_option,
+    setting_options,
     size_option,
-    step_precision_option,
-    step_size_option,
     table,
 )
 
@@ -78,8 +72,7 @@ def bench_encode_command(
 
 @command.command("train")
 @latents_option
-@loss_option
-@seg_decoder_option
+@setting_options("loss", "seg_decoder")
 @click.option(
     "--steps",
     type=click.IntRange(1),
@@ -87,11 +80,7 @@ def bench_encode_command(
     show_default=True,
     help="Steps a round; 32 hold one round of a student's lessons.",
 )
-@step_size_option
-@step_precision_option
-@residency_option
-@memory_option
-@compile_option
+@setting_options("batch_size", "precision", "residency", "memory_gib", "compile")
 @device_option
 @json_option
 def bench_train_command(
@@ -107,12 +96,13 @@ def bench_train_command(
     """
     from lmm.bench.train import bench_train
     from lmm.settings import TrainSettings
+    from lmm.train import require_fit
     from pipeline.device import choose_device, choose_precision, require_compiler
     from pipeline.store import open_store
 
     store, chosen = open_store(latents), choose_device(device)
     wanted = TrainSettings(precision=choose_precision(precision, chosen), **settings)
-    wanted.check(store)
+    require_fit(store, wanted)
     if wanted.compile:
         require_compiler(chosen)
     if wanted.has_student:
@@ -125,7 +115,7 @@ def bench_train_command(
 @run_option
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @images_at_a_time_option
-@step_precision_option
+@setting_options("precision")
 @device_option
 @json_option
 def bench_predict_command(

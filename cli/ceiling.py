@@ -6,7 +6,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from cli.options import SCORES, device_option, emit, json_option, progress_bar, say
+from cli.options import device_option, emit, json_option, progress_bar, say
 
 
 @click.command("ceiling")
@@ -50,12 +50,14 @@ def say_why_no_psnr(summary: dict[str, Any]) -> None:
 
 def show_ceiling(title: str, summary: dict[str, Any]) -> None:
     """What `lmm.evaluate.ceiling` found, as a table on stdout."""
+    from lmm.metrics import METRICS
+
     grid = Table(title=title, title_justify="left")
     for heading in ("", "mean", "sd", "worst"):
         grid.add_column(heading, justify="left" if not heading else "right")
-    for key, label, factor in SCORES:
-        values = [factor * summary[name] for name in (key, f"{key}_sd", f"{key}_worst")]
-        grid.add_row(f"mask {label}", *(f"{value:.2f}" for value in values))
+    for one in METRICS:
+        values = [summary[name] for name in (one.key, f"{one.key}_sd", f"{one.key}_worst")]
+        grid.add_row(f"mask {one.label}", *map(one.shown, values))
     if summary["image_psnr_db"] is not None:
         mean, worst = summary["image_psnr_db"], summary["image_psnr_db_worst"]
         grid.add_row("image PSNR dB", f"{mean:.2f}", "", f"{worst:.2f}")

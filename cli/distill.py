@@ -11,7 +11,7 @@ from cli.options import (
     latents_option,
     progress_bar,
     say,
-    step_precision_option,
+    setting_options,
     table,
 )
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.command("distill")
 @latents_option
-@step_precision_option
+@setting_options("precision")
 @device_option
 @json_option
 def command(latents: str, precision: str, device: str, as_json: bool) -> None:

@@ -9,7 +9,6 @@ from rich.table import Table
 
 from cli.ceiling import say_why_no_psnr, show_ceiling
 from cli.options import (
-    SCORES,
     device_option,
     emit,
     json_option,
@@ -81,25 +80,16 @@ def command(
     Example:
       gms-lmm evaluate --run runs/busi-lm-s0 --latents busi.zarr --split test
     """
-    from lmm.checkpoint import open_run
-    from lmm.evaluate import evaluate, write_evaluation, write_masks
+    from lmm.evaluate import Wanted, evaluate, write_evaluation, write_masks
+    from lmm.run import open_run
     from pipeline.device import choose_device
     from pipeline.store import open_store
 
     run, store = open_run(run_path), open_store(latents)
     chosen = choose_device(device)
+    wanted = Wanted(hd95, native, with_ceiling, with_student)
     with progress_bar("evaluate", "decodes") as progress:
-        evaluation = evaluate(
-            run,
-            store,
-            split,
-            chosen,
-            hd95=hd95,
-            native=native,
-            with_ceiling=with_ceiling,
-            with_student=with_student,
-            progress=progress,
-        )
+        evaluation = evaluate(run, store, split, chosen, wanted, progress)
     path = write_evaluation(evaluation, run.path / "evaluate")
     if masks:
         write_masks(evaluation, masks)
@@ -126,16 +116,14 @@ def _show(summary: dict[str, Any]) -> None:
 
 
 def _scores(title: str, summary: dict[str, Any]) -> None:
+    from lmm.metrics import METRICS
+
     grid = Table(title=title, title_justify="left")
     for heading in ("", "mean", "sd", "95 % interval"):
         grid.add_column(heading, justify="left" if not heading else "right")
-    for key, label, factor in SCORES:
-        low, high = summary[f"{key}_ci95"]
-        grid.add_row(
-            label,
-            f"{factor * summary[key]:.2f}",
-            f"{factor * summary[f'{key}_sd']:.2f}",
-            f"{factor * low:.2f} – {factor * high:.2f}",
-        )
+    for one in METRICS:
+        low, high = map(one.shown, summary[f"{one.key}_ci95"])
+        values = (summary[one.key], summary[f"{one.key}_sd"])
+        grid.add_row(one.label, *map(one.shown, values), f"{low} – {high}")
     Console(highlight=False).print(grid)
     click.echo(f"missed {summary['missed']}, false alarms {summary['false_alarms']}")

@@ -3,10 +3,11 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -21,6 +22,11 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+import pipeline.telling
+from lmm.settings import TrainSettings, known_settings
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class BatchSize(click.ParamType[int | None]):
@@ -39,6 +45,7 @@ class BatchSize(click.ParamType[int | None]):
 
 
 LINE_EVERY_S = 15
+some_of = partial(pipeline.telling.some_of, shown=5)
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there."
@@ -64,58 +71,12 @@ view_seed_option = click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of the drawn views."
 )
 
-step_size_option = click.option(
-    "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Samples a step."
-)
-
 images_at_a_time_option = click.option(
     "--batch-size",
     type=BatchSize(),
     default="auto",
     show_default=True,
     help="Images at a time through tokenizer, model and decoder.",
-)
-
-step_precision_option = click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
-    default="auto",
-    show_default=True,
-    help="Arithmetic; auto is bf16 where the hardware computes in it.",
-)
-
-loss_option = click.option(
-    "--loss",
-    type=click.Choice(["lm", "seg", "compound"]),
-    default="compound",
-    show_default=True,
-    help="Latent loss, Dice loss through a decoder, or their sum.",
-)
-
-seg_decoder_option = click.option(
-    "--seg-decoder",
-    type=click.Choice(["full", "student"]),
-    default="student",
-    show_default=True,
-    help="What the Dice loss decodes with: the frozen decoder, or a small network taught by it.",
-)
-
-compile_option = click.option(
-    "--compile", is_flag=True, help="Compile the model first: a minute, then faster steps."
-)
-
-residency_option = click.option(
-    "--residency",
-    type=click.Choice(["auto", "device", "ram", "stream"]),
-    default="auto",
-    show_default=True,
-    help="Where the training latents are: the first that has room for them, or as you say.",
-)
-
-memory_option = click.option(
-    "--memory-gib",
-    type=click.FloatRange(0, min_open=True),
-    help="GiB that they may take there.  [default: half of what there is]",
 )
 
 run_option = click.option(
@@ -125,6 +86,38 @@ run_option = click.option(
     required=True,
     help="Run directory, as gms-lmm train writes it.",
 )
+
+
+def setting_options(*names: str) -> Callable[[Command], Command]:
+    """Options for settings of a training run, in this order: each as lmm.settings has it."""
+
+    def decorate(command: Command) -> Command:
+        for name in reversed(names):
+            command = _option(name)(command)
+        return command
+
+    return decorate
+
+
+def _option(name: str) -> Callable[[Command], Command]:
+    default, one = getattr(TrainSettings, name), known_settings()[name]
+    word = f"--{name.replace('_', '-')}"
+    if one.kind is bool:
+        return click.option(word, is_flag=True, default=default, help=one.help)
+    kind: Any = one.kind
+    if one.choices and not one.some:
+        kind = click.Choice([*(["auto"] if one.automatic else []), *one.choices])
+    elif one.minimum is not None:
+        kind = click.IntRange(one.minimum)
+    elif one.above is not None:
+        kind = click.FloatRange(one.above, min_open=True)
+    return click.option(
+        word,
+        type=kind,
+        default="auto" if one.automatic else default,
+        show_default=default is not None,
+        help=one.help,
+    )
 
 
 def say(words: str) -> None:
@@ -138,11 +131,6 @@ def emit(result: Mapping[str, Any], as_json: bool, show: Callable[[], None]) -> 
         sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
     else:
         show()
-
-
-def some_of(names: Sequence[str]) -> str:
-    """The first few of them, and how many more there are."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 class RateColumn(ProgressColumn):
@@ -183,10 +171,6 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console) as bars:
         task = bars.add_task(what, total=None, unit=unit)
         yield lambda done, total: bars.update(task, completed=done, total=total)
-
-
-# Scores as tables show them: key, label with unit, factor.
-SCORES = (("dsc", "DSC %", 100), ("iou", "IoU %", 100), ("hd95", "HD95 px", 1))
 
 
 def table(title: str, rows: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from cli.options import (
     json_option,
     progress_bar,
     run_option,
-    step_precision_option,
+    setting_options,
 )
 from pipeline.errors import InputError
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     "  [default: the run's own]",
 )
 @images_at_a_time_option
-@step_precision_option
+@setting_options("precision")
 @device_option
 @json_option
 def command(

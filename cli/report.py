@@ -8,7 +8,7 @@ import click
 from cli.options import emit, json_option
 
 if TYPE_CHECKING:
-    from lmm.checkpoint import Run
+    from lmm.run import Run
 
 
 @click.command("report")
@@ -39,7 +39,7 @@ def command(
       gms-lmm report runs/busi-lm-s0 -o report.html
       gms-lmm report runs/busi-* --table latex
     """
-    from lmm.checkpoint import open_run
+    from lmm.run import open_run
 
     runs = [open_run(path) for path in run_paths]
     if kind:

@@ -10,19 +10,13 @@ import click
 
 from cli.distill import teach
 from cli.options import (
-    compile_option,
     device_option,
     emit,
     json_option,
     latents_option,
-    loss_option,
-    memory_option,
     progress_bar,
-    residency_option,
     say,
-    seg_decoder_option,
-    step_precision_option,
-    step_size_option,
+    setting_options,
     table,
 )
 
@@ -36,69 +30,24 @@ POOR_AGREEMENT = 0.9
     type=click.Path(path_type=Path),
     help="Run directory.  [default: runs/STORE-LOSS-sSEED]",
 )
-@loss_option
-@seg_decoder_option
-@click.option(
-    "--seg-levels",
-    default="level2,level1,out",
-    show_default=True,
-    help="Levels of the model that the Dice loss decodes.",
-)
-@click.option(
-    "--seg-every",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Steps from one with a Dice loss to the next.",
-)
-@click.option(
-    "--epochs",
-    type=click.IntRange(1),
-    default=1000,
-    show_default=True,
-    help="Passes over the training samples, each in one randomly chosen view.",
-)
-@step_size_option
-@click.option(
-    "--lr", type=float, default=2e-3, show_default=True, help="Peak learning rate of AdamW."
-)
-@click.option(
-    "--width",
-    type=click.IntRange(16),
-    default=32,
-    show_default=True,
-    help="Channels of the LMM's first level, a multiple of 16.",
-)
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="Seed of weights, order and noise."
-)
-@click.option(
-    "--posterior",
-    type=click.Choice(["mean", "sample", "gms"]),
-    default="mean",
-    show_default=True,
-    help="Image latent fed to the LMM: posterior mean, a sample, or as the GMS authors do.",
-)
-@step_precision_option
-@click.option(
-    "--val-every",
-    type=click.IntRange(1),
-    default=5,
-    show_default=True,
-    help="Epochs between validations with the frozen decoder.",
-)
-@click.option(
-    "--select-on",
-    type=click.Choice(["val", "test"]),
-    default="val",
-    show_default=True,
-    help="Split that chooses the epoch; test is the GMS authors' protocol and marks the run.",
-)
-@residency_option
-@memory_option
-@compile_option
-@click.option(
-    "--deterministic", is_flag=True, help="Only kernels that give the same bits each time."
+@setting_options(
+    "loss",
+    "seg_decoder",
+    "seg_levels",
+    "seg_every",
+    "epochs",
+    "batch_size",
+    "lr",
+    "width",
+    "seed",
+    "posterior",
+    "precision",
+    "val_every",
+    "select_on",
+    "residency",
+    "memory_gib",
+    "compile",
+    "deterministic",
 )
 @click.option("--resume", is_flag=True, help="Go on from the last whole epoch of --out.")
 @click.option(
@@ -128,8 +77,8 @@ def command(
     Example:
       gms-lmm train --latents busi.zarr --loss lm --epochs 60
     """
-    from lmm.settings import TrainSettings, describe
-    from lmm.train import train
+    from lmm.settings import TrainSettings
+    from lmm.train import describe, train
     from pipeline.device import choose_device, choose_precision, require_compiler
     from pipeline.store import open_store
 

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from lmm.latents import Batch, Latents, SplitReader, load_latents
-from lmm.settings import TrainSettings, steps_per_epoch
+from lmm.settings import TrainSettings
 from pipeline.ahead import map_ahead
+from pipeline.seeds import seed_at
 from pipeline.store import LatentStore
 
 
@@ -35,6 +36,7 @@ class Resident:
         return len(self.latents)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
         latents, size = self.latents, self.settings.batch_size
         draw = _Draw(self.settings, epoch, self.device)
         order = torch.randperm(len(latents), generator=draw.host).to(latents.device)
@@ -69,6 +71,7 @@ class Streamed:
         return len(self.reader.places)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
         reader, size = self.reader, self.settings.batch_size
         draw = _Draw(self.settings, epoch, self.device)
         order = torch.randperm(len(reader.blocks), generator=draw.host).tolist()
@@ -107,8 +110,7 @@ class _Draw:
     """What is random in an epoch: order and views from `host`, noise on the device."""
 
     def __init__(self, settings: TrainSettings, epoch: int, device: torch.device) -> None:
-        # Generator seeds of neighbouring epochs and seeds must not collide.
-        seed = settings.seed * 1_000_003 + epoch
+        seed = seed_at(settings.seed, epoch)
         self.posterior = settings.posterior
         self.device = device
         self.host = torch.Generator().manual_seed(seed)
@@ -125,6 +127,11 @@ class _Draw:
         return latents.batch(view, sample, self.posterior, noise, self.device)
 
 
+def steps_per_epoch(samples: int, batch_size: int) -> int:
+    """Whole batches only, as the authors train; one smaller batch when there is no whole one."""
+    return max(1, samples // batch_size)
+
+
 def open_batches(store: LatentStore, settings: TrainSettings, device: torch.device) -> Batches:
     """The train split, held where `settings.residency` says.
 
@@ -138,19 +145,19 @@ def open_batches(store: LatentStore, settings: TrainSettings, device: torch.devi
     residency = settings.residency
     if residency == "auto":
         places = ("device", "ram") if device.type == "cuda" else ("ram",)
-        fits = [place for place in places if needed <= memory_allowed(settings, place, device)]
+        fits = [place for place in places if needed <= _memory_allowed(settings, place, device)]
         residency = fits[0] if fits else "stream"
     if residency == "stream":
         shard = store.shard_samples * reader.cell_bytes
         # One group is in use while the next is read, and each is there twice as it is put together.
-        shards = int(memory_allowed(settings, "ram", device) / shard / 4)
+        shards = int(_memory_allowed(settings, "ram", device) / shard / 4)
         return Streamed(reader, settings, device, max(1, shards))
     home = device if residency == "device" else torch.device("cpu")
     latents = load_latents(store, "train", masks=settings.has_dice, device=home)
     return Resident(latents, settings, device)
 
 
-def memory_allowed(settings: TrainSettings, place: str, device: torch.device) -> float:
+def _memory_allowed(settings: TrainSettings, place: str, device: torch.device) -> float:
     """Bytes that latents may take in the memory of the device or of the host."""
     if settings.memory_gib is not None:
         return settings.memory_gib * 2**30

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from lmm.latents import raw_latent
-from lmm.losses import to_grey
+from lmm.latents import model_latent, raw_latent
+from pipeline.pixels import to_grey
 from pipeline.tokenizer import Tokenizer
 
 THRESHOLD = 0.5
@@ -17,7 +17,7 @@ THRESHOLD = 0.5
 Grey = NDArray[np.float32]
 
 
-def images_at_a_time(device: torch.device) -> int:
+def _images_at_a_time(device: torch.device) -> int:
     """How many images suit a device: a GPU wants many, a CPU is fastest with what fits its cache.
 
     A decoder's activations at full resolution are the largest thing in evaluation and prediction.
@@ -43,7 +43,11 @@ class MaskDecoder:
         self.tokenizer = tokenizer
         self.precision = precision
         self.calls = 0
-        self.at_a_time = images_at_a_time(tokenizer.device)
+        self.at_a_time = _images_at_a_time(tokenizer.device)
+
+    def scaled(self, latent: torch.Tensor) -> torch.Tensor:
+        """Latents of its tokenizer as the LMM reads them; see `lmm.latents.model_latent`."""
+        return model_latent(latent, self.tokenizer.scaling_factor, self.tokenizer.shift_factor)
 
     def __call__(self, z_mask_hat: torch.Tensor) -> torch.Tensor:
         """Grey masks, differentiable with respect to the latents.

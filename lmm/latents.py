@@ -1,7 +1,7 @@
 """A split of a store in memory, and batches of it as the LMM reads them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,6 @@ from pipeline.ahead import map_ahead
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import LatentStore
 from pipeline.telling import Progress
-
-POSTERIORS = ("mean", "sample", "gms")
 
 
 def model_latent(
@@ -73,10 +71,12 @@ class Latents:
 
     @property
     def views(self) -> int:
+        """Views of each sample."""
         return self.image_mean.shape[0]
 
     @property
     def device(self) -> torch.device:
+        """Where the arrays are."""
         return self.image_mean.device
 
     def batch(
@@ -112,6 +112,23 @@ class Latents:
             z_mask=model_latent(cells(self.mask_mean), *scaling),
             mask=None if self.mask_bits is None else self.unpack(cells(self.mask_bits)),
         )
+
+    def clean(self, at_a_time: int) -> Iterator[Batch]:
+        """The clean cells (view 0, without noise) in order, some at a time."""
+        for sample in torch.arange(len(self), device=self.device).split(at_a_time):
+            yield self.batch(torch.zeros_like(sample), sample)
+
+    @property
+    def clean_masks(self) -> torch.Tensor:
+        """Masks of the clean cells: (n, H, W) bool; only where masks were loaded."""
+        assert self.mask_bits is not None
+        return self.unpack(self.mask_bits[0])
+
+    @property
+    def z_mask(self) -> torch.Tensor:
+        """Z_M of every cell, view after view: (K · n, C, h, w) float32, scaled."""
+        means = self.mask_mean.flatten(0, 1)
+        return model_latent(means, self.scaling_factor, self.shift_factor)
 
     def unpack(self, bits: torch.Tensor) -> torch.Tensor:
         """Masks from packed bits: (…, H, ⌈W/8⌉) uint8 → (…, H, W) bool."""

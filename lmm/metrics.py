@@ -8,6 +8,7 @@ Conventions (p the prediction, t the truth):
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -21,10 +22,61 @@ Floats: TypeAlias = NDArray[np.float64]
 Scores: TypeAlias = dict[str, NDArray[Any]]
 HD95: TypeAlias = Literal["monai", "pooled"]
 
-METRICS = ("dsc", "iou", "hd95")
 IMAGES_PER_TASK = 16  # a task's temporaries stay within a core's cache: 16 masks of 224² are 0.8 MB
 DENSE_EDGES = 0.2  # edge pixels per pixel of their bounding box above which the EDT beats the tree
 BOOTSTRAP_CHUNK = 1 << 21  # resampled indices held at once
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of an image, and how everything that shows it says it.
+
+    key               what it is called in results, tables and JSON
+    name              what it is called among people
+    unit              in which people are shown it
+    factor            from its value to that unit
+    higher_is_better  else lower is
+    native_column     whether the report's table of images, narrow as it is, has room for it
+                      against the original masks too
+    """
+
+    key: str
+    name: str
+    unit: str
+    factor: int
+    higher_is_better: bool
+    native_column: bool
+
+    @property
+    def label(self) -> str:
+        """Name and unit, as over a column: `DSC %`."""
+        return f"{self.name} {self.unit}"
+
+    @property
+    def heading(self) -> str:
+        """Name and unit, as in a paper's table: `DSC (%)`."""
+        return f"{self.name} ({self.unit})"
+
+    def shown(self, value: float) -> str:
+        """A value in its unit, two decimals."""
+        return f"{self.factor * value:.2f}"
+
+    def best(self, values: Iterable[float]) -> float:
+        """The best of some values."""
+        return max(values) if self.higher_is_better else min(values)
+
+    def worst(self, values: Iterable[float]) -> float:
+        """The worst of some values."""
+        return min(values) if self.higher_is_better else max(values)
+
+
+# What `score` gives of every image, in the order in which it is shown.
+METRICS = (
+    Metric("dsc", "DSC", "%", 100, higher_is_better=True, native_column=True),
+    Metric("iou", "IoU", "%", 100, higher_is_better=True, native_column=False),
+    Metric("hd95", "HD95", "px", 1, higher_is_better=False, native_column=True),
+)
+KEYS = tuple(metric.key for metric in METRICS)
 
 
 def score(
@@ -45,19 +97,19 @@ def score(
     raises               TypeError when masks are not bool; ValueError when shapes differ or are not
                          (n, H, W), or for another hd95
     """
-    p, t = as_masks("predictions", predictions), as_masks("truths", truths)
+    p, t = _as_masks("predictions", predictions), _as_masks("truths", truths)
     if p.shape != t.shape:
         raise ValueError(f"predictions {p.shape} and truths {t.shape} differ in shape")
     if hd95 not in ("monai", "pooled"):
         raise ValueError(f"hd95 is {hd95!r}, expected 'monai' or 'pooled'")
-    p_area, t_area = areas(p), areas(t)
-    intersection = areas(p_i & t_i for p_i, t_i in zip(p, t, strict=True))
+    p_area, t_area = _areas(p), _areas(t)
+    intersection = _areas(p_i & t_i for p_i, t_i in zip(p, t, strict=True))
     union = p_area + t_area - intersection
     both_empty = union == 0
     return {
-        "dsc": ratio(2 * intersection, p_area + t_area),
-        "iou": ratio(intersection, union),
-        "hd95": np.where(both_empty, 0.0, hausdorff95(p, t, hd95)),
+        "dsc": _ratio(2 * intersection, p_area + t_area),
+        "iou": _ratio(intersection, union),
+        "hd95": np.where(both_empty, 0.0, _hausdorff95(p, t, hd95)),
         "missed": (p_area == 0) & (t_area > 0),
         "false_alarm": (p_area > 0) & (t_area == 0),
     }
@@ -76,7 +128,7 @@ def summarise(
     raises   ValueError when there is no image, when resamples < 1, or when a score is not finite
     source   Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13
     """
-    values = np.stack([np.asarray(scores[metric], dtype=np.float64) for metric in METRICS], axis=1)
+    values = np.stack([np.asarray(scores[key], dtype=np.float64) for key in KEYS], axis=1)
     n = len(values)
     if n == 0 or resamples < 1:
         raise ValueError(f"nothing to summarise: {n} images, {resamples} resamples")
@@ -85,18 +137,18 @@ def summarise(
         raise ValueError(f"{bad} of {n} images have a score that is not a finite number")
     means = values.mean(axis=0)
     sds = values.std(axis=0, ddof=1) if n > 1 else np.zeros(len(METRICS))
-    low, high = np.percentile(bootstrap_means(values, seed, resamples), [2.5, 97.5], axis=0)
+    low, high = np.percentile(_bootstrap_means(values, seed, resamples), [2.5, 97.5], axis=0)
     summary: dict[str, Any] = {"n": n}
-    for i, metric in enumerate(METRICS):
-        summary[metric] = float(means[i])
-        summary[f"{metric}_sd"] = float(sds[i])
-        summary[f"{metric}_ci95"] = [float(low[i]), float(high[i])]
+    for i, key in enumerate(KEYS):
+        summary[key] = float(means[i])
+        summary[f"{key}_sd"] = float(sds[i])
+        summary[f"{key}_ci95"] = [float(low[i]), float(high[i])]
     summary["missed"] = int(np.sum(scores["missed"]))
     summary["false_alarms"] = int(np.sum(scores["false_alarm"]))
     return summary
 
 
-def as_masks(name: str, masks: Masks | torch.Tensor) -> Masks:
+def _as_masks(name: str, masks: Masks | torch.Tensor) -> Masks:
     array = masks.detach().cpu().numpy() if isinstance(masks, torch.Tensor) else np.asarray(masks)
     if array.dtype != np.bool_:
         raise TypeError(f"{name} are {array.dtype}, expected bool: threshold them first (> 0.5)")
@@ -105,41 +157,41 @@ def as_masks(name: str, masks: Masks | torch.Tensor) -> Masks:
     return array
 
 
-def areas(masks: Iterable[Masks]) -> NDArray[np.int64]:
+def _areas(masks: Iterable[Masks]) -> NDArray[np.int64]:
     return np.array([np.count_nonzero(mask) for mask in masks], dtype=np.int64)
 
 
-def ratio(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> Floats:
+def _ratio(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> Floats:
     """numerator / denominator, and 1 where both are 0: two empty masks agree."""
     result = np.ones(len(numerator))
     np.divide(numerator, denominator, out=result, where=denominator > 0)
     return result
 
 
-def hausdorff95(p: Masks, t: Masks, kind: HD95) -> Floats:
+def _hausdorff95(p: Masks, t: Masks, kind: HD95) -> Floats:
     """HD95 per image, the diagonal where a mask is empty; in threads, as scipy releases the GIL."""
 
     def task(start: int) -> list[float]:
         chunk = slice(start, start + IMAGES_PER_TASK)
-        p_edges, t_edges = edges(p[chunk]), edges(t[chunk])
-        return [hausdorff95_of(*pair, kind) for pair in zip(p_edges, t_edges, strict=True)]
+        p_edges, t_edges = _edges(p[chunk]), _edges(t[chunk])
+        return [_hausdorff95_of(*pair, kind) for pair in zip(p_edges, t_edges, strict=True)]
 
     with ThreadPoolExecutor() as threads:
         results = threads.map(task, range(0, len(p), IMAGES_PER_TASK))
     return np.array([value for result in results for value in result], dtype=np.float64)
 
 
-def hausdorff95_of(p_edge: Masks, t_edge: Masks, kind: HD95) -> float:
-    p_pixels, t_pixels = pixels(p_edge), pixels(t_edge)
+def _hausdorff95_of(p_edge: Masks, t_edge: Masks, kind: HD95) -> float:
+    p_pixels, t_pixels = _pixels(p_edge), _pixels(t_edge)
     if not len(p_pixels) or not len(t_pixels):
         return float(np.hypot(*p_edge.shape))
-    p_to_t, t_to_p = surface_distances(p_pixels, t_pixels)
+    p_to_t, t_to_p = _surface_distances(p_pixels, t_pixels)
     if kind == "pooled":
         return float(np.percentile(np.concatenate([p_to_t, t_to_p]), 95))
-    return max(percentile95_float32(p_to_t), percentile95_float32(t_to_p))
+    return max(_percentile95_float32(p_to_t), _percentile95_float32(t_to_p))
 
 
-def edges(masks: Masks) -> Masks:
+def _edges(masks: Masks) -> Masks:
     """(n, H, W): the pixels of a mask with a 4-neighbour outside the mask or outside the image."""
     inside = np.zeros_like(masks)
     inside[:, 1:-1, 1:-1] = (
@@ -148,13 +200,13 @@ def edges(masks: Masks) -> Masks:
     return masks & ~inside
 
 
-def pixels(edge: Masks) -> NDArray[np.int64]:
+def _pixels(edge: Masks) -> NDArray[np.int64]:
     """(k, 2) row and column of every set pixel."""
     # One flat search: numpy finds non-zeros of one dimension eight times as fast as of two.
     return np.stack(np.divmod(np.flatnonzero(edge), edge.shape[1]), axis=1)
 
 
-def surface_distances(a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[Floats, Floats]:
+def _surface_distances(a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[Floats, Floats]:
     """Distance of every pixel of a to the nearest of b, and the other way round.
 
     Contours are sparse and a k-d tree is 3 to 4 times as fast as the distance transform of their
@@ -164,30 +216,30 @@ def surface_distances(a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[Float
     height, width = np.maximum(a.max(axis=0), b.max(axis=0)) - corner + 1
     if len(a) + len(b) > DENSE_EDGES * height * width:
         a, b = a - corner, b - corner
-        return distances_by_edt(a, b, (height, width)), distances_by_edt(b, a, (height, width))
-    return distances_by_tree(a, b), distances_by_tree(b, a)
+        return _distances_by_edt(a, b, (height, width)), _distances_by_edt(b, a, (height, width))
+    return _distances_by_tree(a, b), _distances_by_tree(b, a)
 
 
-def distances_by_tree(a: NDArray[np.int64], b: NDArray[np.int64]) -> Floats:
+def _distances_by_tree(a: NDArray[np.int64], b: NDArray[np.int64]) -> Floats:
     # Built for a single query, so the cheapest tree to build is the fastest.
     tree = cKDTree(b, leafsize=32, compact_nodes=False, balanced_tree=False)
     distances: Floats = tree.query(a)[0]
     return distances
 
 
-def distances_by_edt(a: NDArray[np.int64], b: NDArray[np.int64], shape: tuple[int, int]) -> Floats:
+def _distances_by_edt(a: NDArray[np.int64], b: NDArray[np.int64], shape: tuple[int, int]) -> Floats:
     background = np.ones(shape, dtype=np.bool_)
     background[b[:, 0], b[:, 1]] = False
     distances: Floats = distance_transform_edt(background)[a[:, 0], a[:, 1]]
     return distances
 
 
-def percentile95_float32(distances: Floats) -> float:
+def _percentile95_float32(distances: Floats) -> float:
     # MONAI takes this quantile of float32 distances in torch; the last digits follow from that.
     return float(torch.quantile(torch.from_numpy(distances.astype(np.float32)), 0.95))
 
 
-def bootstrap_means(values: Floats, seed: int, resamples: int) -> Floats:
+def _bootstrap_means(values: Floats, seed: int, resamples: int) -> Floats:
     """(n, k) scores → (resamples, k) means; a resampled image brings all of its scores along."""
     generator = np.random.default_rng(seed)
     n = len(values)

@@ -1,13 +1,11 @@
 """Which epoch of a run is kept: the latest that no other beats by more than chance."""
 
 import numpy as np
-import torch
 
 from lmm.latents import Latents
 from lmm.metrics import Floats, score
-from lmm.model import LatentMappingModel
+from lmm.model import predict_latents
 from lmm.step import Learner
-from pipeline.device import autocast
 
 
 def is_kept(dsc: Floats, peak: Floats, select_on: str) -> bool:
@@ -28,32 +26,16 @@ def is_kept(dsc: Floats, peak: Floats, select_on: str) -> bool:
     return bool(lead.mean() <= lead.std(ddof=1) / np.sqrt(len(lead)))
 
 
-@torch.inference_mode()
-def predict_latents(
-    model: LatentMappingModel, latents: Latents, precision: str, batch_size: int = 64
-) -> torch.Tensor:
-    """Ẑ_M of every clean image of a split: (n, C, h, w) float32, scaled."""
-    model.eval()
-    predictions = []
-    for sample in torch.arange(len(latents), device=latents.device).split(batch_size):
-        batch = latents.batch(torch.zeros_like(sample), sample)
-        with autocast(latents.device, precision):
-            predictions.append(model(batch.z_image)["out"].float())
-    model.train()
-    return torch.cat(predictions)
-
-
 def validate(learner: Learner, latents: Latents) -> tuple[dict[str, float], Floats]:
     """Scores of the decoded predictions on a split's clean images.
 
     returns  as the log names them, mean DSC and IoU (fractions) under the frozen decoder and, with
              a student, the mean DSC between its masks and the frozen decoder's; (n,) DSC
     """
-    assert latents.mask_bits is not None
     settings = learner.settings
     z_mask_hat = predict_latents(learner.model, latents, settings.precision)
     masks = learner.teacher.masks(z_mask_hat)
-    scores = score(masks, latents.unpack(latents.mask_bits[0]))
+    scores = score(masks, latents.clean_masks)
     line = {f"{settings.select_on}_{name}": float(scores[name].mean()) for name in ("dsc", "iou")}
     if learner.distillation:
         agreement = learner.distillation.decoder.agreement(z_mask_hat, masks)

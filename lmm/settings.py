@@ -1,62 +1,142 @@
-"""What a training run is asked to do, checked and spelled out before anything is read."""
+"""What a training run is asked to do: every setting with its default, its range and its words.
 
-import math
-from dataclasses import asdict, dataclass
-from typing import Any
+Free of torch, so that a command line can say them without waiting for it.
+"""
 
-from lmm.latents import POSTERIORS, SplitReader
-from lmm.losses import LEVELS, LOSS_KINDS
-from lmm.model import LatentMappingModel
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, get_args
+
 from pipeline.errors import UsageError
-from pipeline.store import LatentStore
 
-SEG_DECODERS = ("full", "student")
-RESIDENCIES = ("auto", "device", "ram", "stream")
+LEVELS = ("level2", "level1", "out")  # supervised levels of LatentMappingModel; level3 is not
+
+# Each loss by name, and the parts of lmm.losses that it is the sum of.
+LOSSES: Mapping[str, tuple[str, ...]] = {"lm": ("lm",), "seg": ("seg",), "compound": ("lm", "seg")}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How one setting is explained, and what it may be.
+
+    help      its words on the command line
+    kind      int, float, str or bool
+    choices   the words it may be; None for any
+    some      whether it is several of the choices, with commas between them
+    automatic whether the command line offers `auto` too, and takes it where nothing is said
+    minimum   the smallest number it may be
+    above     the number it has to be greater than
+    """
+
+    help: str
+    kind: type
+    choices: tuple[str, ...] | None = None
+    some: bool = False
+    automatic: bool = False
+    minimum: int | None = None
+    above: int | None = None
+
+    def fault(self, value: Any) -> tuple[str, str] | None:
+        """What is wrong with a value, and what to do about it; None where nothing is."""
+        words = value.split(",") if self.some else [value]
+        unknown = [word for word in words if self.choices and word not in self.choices]
+        if unknown:
+            return f"{unknown[0]} is not known", f"one of {', '.join(self.choices or ())}"
+        if self.minimum is not None and value < self.minimum:
+            return f"{value} is too small", f"at least {self.minimum}"
+        if self.above is not None and not value > self.above:
+            return f"{value} is too small", f"more than {self.above}"
+        return None
+
+
+def _field(default: Any, help: str, **limits: Any) -> Any:  # noqa: A002, as click calls it
+    return field(default=default, metadata={"help": help, **limits})
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """What a training run is asked to do; the defaults are the paper's where the paper has one.
 
-    loss        lm, seg or compound
-    seg_decoder full, the frozen decoder, or student, a small network taught to decode as it does
-    seg_levels  levels of the LMM that the Dice loss decodes, with commas between them
-    seg_every   steps between two with a Dice loss
-    epochs      passes over the training samples, each sample in one randomly chosen view
-    lr          peak learning rate of AdamW, after 5 epochs of warm-up, before cosine decay
-    width       channels of the LMM's first level
-    posterior   mean, sample or gms; see `Latents.batch`
-    precision   fp32 or bf16 arithmetic of LMM and decoder; losses are float32 in either
-    val_every   epochs between validations; the last epoch is always validated
-    residency   auto, device, ram or stream; see `lmm.batches.open_batches`
-    memory_gib  GiB that latents may take in memory; None for half of what there is
-    select_on   split whose DSC chooses the epoch; `test` is the GMS authors' own protocol
-    deterministic  only kernels that give the same bits each time; a CPU's do so anyway
-    compile     the LMM in kernels that torch generates for it; see `lmm.step.supervised`
+    A setting's words, default and range stand here alone: the options of `gms-lmm train` are made
+    of them, and config/schema.yaml is held against them. What the words leave out:
+
+    posterior   see `lmm.latents.Latents.batch`
+    precision   of LMM and decoder; losses are float32 in either
+    val_every   the last epoch is always validated
+    residency   see `lmm.batches.open_batches`
+    compile     see `lmm.step.compiled`
+    deterministic  a CPU's kernels are so anyway
+
+    raises  UsageError when a setting is out of its range, or two do not fit together
     """
 
-    loss: str = "compound"
-    seg_decoder: str = "student"
-    seg_levels: str = ",".join(LEVELS)
-    seg_every: int = 1
-    epochs: int = 1000
-    batch_size: int = 8
-    lr: float = 2e-3
-    width: int = 32
-    seed: int = 0
-    posterior: str = "mean"
-    precision: str = "fp32"
-    val_every: int = 5
-    residency: str = "auto"
-    memory_gib: float | None = None
-    select_on: str = "val"
-    deterministic: bool = False
-    compile: bool = False
+    loss: str = _field(
+        "compound", "Latent loss, Dice loss through a decoder, or their sum.", choices=tuple(LOSSES)
+    )
+    seg_decoder: str = _field(
+        "student",
+        "What the Dice loss decodes with: the frozen decoder, or a small network taught by it.",
+        choices=("full", "student"),
+    )
+    seg_levels: str = _field(
+        ",".join(LEVELS),
+        "Levels of the model that the Dice loss decodes.",
+        choices=LEVELS,
+        some=True,
+    )
+    seg_every: int = _field(1, "Steps from one with a Dice loss to the next.", minimum=1)
+    epochs: int = _field(
+        1000,
+        "Passes over the training samples, each in one randomly chosen view.",
+        minimum=1,
+    )
+    batch_size: int = _field(8, "Samples a step.", minimum=1)
+    lr: float = _field(2e-3, "Peak learning rate of AdamW.", above=0)
+    width: int = _field(32, "Channels of the LMM's first level, a multiple of 16.", minimum=16)
+    seed: int = _field(0, "Seed of weights, order and noise.")
+    posterior: str = _field(
+        "mean",
+        "Image latent fed to the LMM: posterior mean, a sample, or as the GMS authors do.",
+        choices=("mean", "sample", "gms"),
+    )
+    precision: str = _field(
+        "fp32",
+        "Arithmetic; auto is bf16 where the hardware computes in it.",
+        choices=("fp32", "bf16"),
+        automatic=True,
+    )
+    val_every: int = _field(5, "Epochs between validations with the frozen decoder.", minimum=1)
+    residency: str = _field(
+        "auto",
+        "Where the training latents are: the first that has room for them, or as you say.",
+        choices=("auto", "device", "ram", "stream"),
+    )
+    memory_gib: float | None = _field(
+        None, "GiB that they may take there.  [default: half of what there is]", above=0
+    )
+    select_on: str = _field(
+        "val",
+        "Split that chooses the epoch; test is the GMS authors' protocol and marks the run.",
+        choices=("val", "test"),
+    )
+    deterministic: bool = _field(False, "Only kernels that give the same bits each time.")
+    compile: bool = _field(False, "Compile the model first: a minute, then faster steps.")
+
+    def __post_init__(self) -> None:
+        for name, one in known_settings().items():
+            value = getattr(self, name)
+            if value is not None and (fault := one.fault(value)):
+                raise UsageError(f"--{name.replace('_', '-')} {fault[0]}", fault[1])
+        if self.loss == "seg" and self.seg_every > 1:
+            raise UsageError(
+                f"--seg-every {self.seg_every} leaves steps of --loss seg with no loss at all",
+                "--loss compound, or --seg-every 1",
+            )
 
     @property
     def has_dice(self) -> bool:
         """Whether the loss has a Dice term, which needs masks and a decoder."""
-        return self.loss != "lm"
+        return "seg" in LOSSES[self.loss]
 
     @property
     def dice_levels(self) -> list[str]:
@@ -64,65 +144,22 @@ class TrainSettings:
         return self.seg_levels.split(",")
 
     @property
+    def supervised_levels(self) -> list[str]:
+        """Levels of the LMM that the loss takes."""
+        return self.dice_levels if self.loss == "seg" else list(LEVELS)
+
+    @property
     def has_student(self) -> bool:
         """Whether the Dice loss decodes with a student."""
         return self.has_dice and self.seg_decoder == "student"
 
-    def check(self, store: LatentStore) -> None:
-        """Raise UsageError when settings and store do not fit together."""
-        for name, value, known in (
-            ("loss", self.loss, LOSS_KINDS),
-            ("posterior", self.posterior, POSTERIORS),
-            ("seg-decoder", self.seg_decoder, SEG_DECODERS),
-            ("residency", self.residency, RESIDENCIES),
-            ("select-on", self.select_on, ("val", "test")),
-            *(("seg-levels", level, LEVELS) for level in self.dice_levels),
-        ):
-            if value not in known:
-                raise UsageError(f"--{name} {value} is not known", f"one of {', '.join(known)}")
-        if self.loss == "seg" and self.seg_every > 1:
-            raise UsageError(
-                f"--seg-every {self.seg_every} leaves steps of --loss seg with no loss at all",
-                "--loss compound, or --seg-every 1",
-            )
-        if self.posterior != "mean" and store.tokenizer["deterministic"]:
-            raise UsageError(
-                f"--posterior {self.posterior} needs a posterior, and tokenizer "
-                f"{store.tokenizer['name']!r} is deterministic",
-                "--posterior mean",
-            )
+
+def known_settings() -> dict[str, Setting]:
+    """Every setting of a training run, by its name."""
+    return {one.name: Setting(kind=_kind(one), **one.metadata) for one in fields(TrainSettings)}
 
 
-def steps_per_epoch(samples: int, batch_size: int) -> int:
-    """Whole batches only, as the authors train; one smaller batch when there is no whole one."""
-    return max(1, samples // batch_size)
-
-
-def learning_rate(epoch: int, settings: TrainSettings) -> float:
-    """Learning rate of epoch 1…epochs: linear warm-up, then a cosine to zero, by epoch.
-
-    Warm-up takes 5 epochs as in the GMS authors' code, or a tenth of a run shorter than 50.
-    """
-    warmup = min(5, settings.epochs // 10)
-    if epoch <= warmup:
-        return settings.lr * epoch / (warmup + 1)
-    share = (epoch - 1 - warmup) / (settings.epochs - warmup)
-    return settings.lr * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def describe(store: LatentStore, settings: TrainSettings) -> dict[str, Any]:
-    """The whole of a run before it starts: settings, parameters, steps, bytes to read.
-
-    raises  UsageError for settings that do not fit the store; ArtefactError when it is unfinished
-    """
-    settings.check(store)
-    reader = SplitReader(store, "train", masks=settings.has_dice)
-    samples = len(reader.places)
-    return {
-        **asdict(settings),
-        "samples": samples,
-        "views": store.views,
-        "parameters": LatentMappingModel(store.latent_shape[0], settings.width).parameter_count,
-        "steps": settings.epochs * steps_per_epoch(samples, settings.batch_size),
-        "bytes_in_memory": samples * store.views * reader.cell_bytes,
-    }
+def _kind(one: Field[Any]) -> type:
+    """Of `float | None`, the float."""
+    kind: type = (get_args(one.type) or (one.type,))[0]
+    return kind

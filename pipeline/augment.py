@@ -11,6 +11,8 @@ import numpy as np
 import polars as pl
 import torch
 
+from pipeline.pixels import pm1_of, to_01
+
 
 @dataclass(frozen=True)
 class ViewPolicy:
@@ -128,7 +130,7 @@ def apply_views(
     returns   image (B, 3, S, S) float32 in [-1, 1]; mask (B, S, S) bool
     """
     parameters = plan.select(PARAMETERS).to_numpy()
-    image_01 = image_u8.to(torch.float32) / 255.0
+    image_01 = to_01(image_u8)
 
     moved = np.flatnonzero((parameters[:, :7] != [0, 0, 0, 0, 0, 1, 0]).any(axis=1))
     if moved.size:
@@ -158,7 +160,7 @@ def apply_views(
         rows = torch.as_tensor(coloured, device=image_u8.device)
         change = torch.as_tensor(parameters[coloured, 7:], dtype=torch.float32).to(image_01.device)
         image_01[rows] = _jitter_hsv(image_01[rows], change)
-    return image_01.mul_(2.0).sub_(1.0), mask
+    return pm1_of(image_01), mask
 
 
 def affine_matrices(parameters: np.ndarray, size: int) -> np.ndarray:

@@ -13,12 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.augment import apply_views, draw_views
 from pipeline.errors import UsageError
-from pipeline.fidelity import psnr_db
+from pipeline.fidelity import decoded_pm1, mask_dsc, psnr_db
 from pipeline.images import ImageU8, Mask
 from pipeline.manifest import Manifest
+from pipeline.pixels import mask_pixels, pm1_of, to_grey, to_pm1, to_u8
 from pipeline.samples import decode_sample
 from pipeline.telling import Progress
-from pipeline.tokenizer import Tokenizer, mask_pixels, require_multiple
+from pipeline.tokenizer import Tokenizer, require_multiple
 
 GAP_PX, CAPTION_PX, FONT_PX = 8, 18, 12
 PAPER, INK = (255, 255, 255), (40, 40, 40)
@@ -111,19 +112,15 @@ def spread(rows: int, wanted: int) -> list[int]:
 
 def round_trip(image_u8: ImageU8, mask: Mask, tokenizer: Tokenizer) -> RoundTrip:
     """D(E(·)) of one image (S, S, 3) uint8 and its mask (S, S) bool, and what it cost."""
-    image_pm1 = torch.from_numpy(image_u8).permute(2, 0, 1).float() / 127.5 - 1
-    mask_pm1 = mask_pixels(torch.from_numpy(mask))
-    latent, _ = tokenizer.encode(torch.stack([image_pm1, mask_pm1]).to(tokenizer.device))
-    with torch.inference_mode():
-        decoded = tokenizer.decode(latent).cpu().clamp(-1, 1)
-    mask_01 = (decoded[1].mean(dim=0) + 1) / 2
-    found = mask_01.numpy() > 0.5
-    both, either = int((found & mask).sum()), int(found.sum()) + int(mask.sum())
+    image_pm1 = to_pm1(torch.from_numpy(image_u8).permute(2, 0, 1))
+    truth = torch.from_numpy(mask)
+    latent, _ = tokenizer.encode(torch.stack([image_pm1, mask_pixels(truth)]).to(tokenizer.device))
+    decoded = decoded_pm1(tokenizer, latent).cpu()
     return RoundTrip(
         image_pm1=decoded[0],
-        mask_01=mask_01,
+        mask_01=to_grey(decoded[1]),
         psnr_db=float(psnr_db(decoded[:1], image_pm1[None])),
-        dsc=2 * both / either if either else 1.0,
+        dsc=float(mask_dsc(decoded[1:], truth[None])),
     )
 
 
@@ -148,10 +145,10 @@ def _tiles(
     )
     for view in range(1, count):
         words = describe_view(plan.row(view, named=True))
-        yield Tile(f"view {view}: {words}", _outlined(_to_u8(pixels[view]), masks[view].numpy()))
+        yield Tile(f"view {view}: {words}", _outlined(_picture(pixels[view]), masks[view].numpy()))
     if trip:
-        yield Tile(f"image round trip, PSNR {trip.psnr_db:.1f} dB", _to_u8(trip.image_pm1))
-        grey = _to_u8((trip.mask_01 * 2 - 1).expand(3, -1, -1))
+        yield Tile(f"image round trip, PSNR {trip.psnr_db:.1f} dB", _picture(trip.image_pm1))
+        grey = _picture(pm1_of(trip.mask_01).expand(3, -1, -1))
         yield Tile(f"mask round trip, DSC {100 * trip.dsc:.1f} %", _outlined(grey, mask))
 
 
@@ -169,10 +166,9 @@ def describe_view(drawn: dict[str, Any]) -> str:
     return ", ".join(word for word, happened in words.items() if happened) or "as it is"
 
 
-def _to_u8(image_pm1: torch.Tensor) -> ImageU8:
+def _picture(image_pm1: torch.Tensor) -> ImageU8:
     """(3, S, S) float in [-1, 1] → (S, S, 3) uint8."""
-    levels = ((image_pm1 + 1) * 127.5).round().clamp(0, 255)
-    pixels: ImageU8 = levels.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    pixels: ImageU8 = to_u8(image_pm1).permute(1, 2, 0).contiguous().numpy()
     return pixels
 
 

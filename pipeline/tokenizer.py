@@ -93,11 +93,6 @@ class Tokenizer:
         return pixels.float()
 
 
-def mask_pixels(mask: torch.Tensor) -> torch.Tensor:
-    """A mask as E reads it: (…, H, W) bool → (…, 3, H, W) float32, −1 outside and 1 inside."""
-    return (mask.float() * 2 - 1).unsqueeze(-3).expand(*mask.shape[:-2], 3, -1, -1)
-
-
 def load_tokenizer(name: str, device: str | torch.device = "cpu") -> Tokenizer:
     """The tokenizer of that name, path or hub id; see `pipeline.weights.locate`.
 

@@ -14,7 +14,7 @@ import small
 import torch
 
 import lmm.student.file
-from lmm.checkpoint import Run, open_run
+from lmm.run import Run, open_run
 from lmm.settings import TrainSettings
 from lmm.train import train
 from pipeline.archive import build_manifest

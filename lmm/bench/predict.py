@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from lmm.bench.turns import ROUNDS, seconds_of
-from lmm.decoder import images_at_a_time
 from lmm.predict import Predictor
 from lmm.predict.files import predict_files
 
@@ -23,7 +22,7 @@ def bench_predict(
     returns  images_per_s, compute_images_per_s, and efficiency, their ratio; 1 would mean that
              reading, resizing and writing cost nothing
     """
-    batch = batch_size or images_at_a_time(model.device)
+    batch = batch_size or model.decoder.at_a_time
     shape = (batch, model.size, model.size, 3)
     pixels_u8 = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 

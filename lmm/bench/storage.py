@@ -15,11 +15,11 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from lmm.bench.turns import seconds_of
 from lmm.decoder import MaskDecoder
-from lmm.latents import model_latent
 from lmm.metrics import score
+from pipeline.pixels import mask_pixels
 from pipeline.store import LatentStore
 from pipeline.telling import Progress
-from pipeline.tokenizer import Tokenizer, load_tokenizer_of, mask_pixels
+from pipeline.tokenizer import Tokenizer, load_tokenizer_of
 
 _ROUNDS = 5
 _DECODED = 32  # masks
@@ -174,8 +174,6 @@ def _scores(decoder: MaskDecoder, variants: list[np.ndarray], masks: np.ndarray)
     known: dict[bytes, float] = {}  # a codec that loses nothing need not be decoded again
     for read in variants:
         if read.tobytes() not in known:
-            tokenizer = decoder.tokenizer
-            raw = torch.from_numpy(read[:, 1]).to(tokenizer.device)
-            z_mask = model_latent(raw, tokenizer.scaling_factor, tokenizer.shift_factor)
+            z_mask = decoder.scaled(torch.from_numpy(read[:, 1]).to(decoder.tokenizer.device))
             known[read.tobytes()] = float(score(decoder.masks(z_mask), masks)["dsc"].mean())
     return [known[read.tobytes()] for read in variants]

@@ -9,15 +9,12 @@ import torch
 
 from lmm.batches import open_batches
 from lmm.bench.turns import in_turns
-from lmm.decoder import MaskDecoder
-from lmm.latents import Batch, model_latent
-from lmm.losses import LEVELS, dice_loss, lm_loss
-from lmm.settings import TrainSettings
+from lmm.latents import Batch
+from lmm.settings import LEVELS, TrainSettings
 from lmm.step import Learner
 from lmm.train import new_learner
-from pipeline.device import autocast
 from pipeline.store import LatentStore
-from pipeline.tokenizer import load_tokenizer_of
+from pipeline.tokenizer import Tokenizer, load_tokenizer_of
 
 
 def bench_train(
@@ -40,22 +37,23 @@ def bench_train(
     tokenizer = load_tokenizer_of(store.tokenizer, device)
     learner = new_learner(store, settings, tokenizer)
     lm_learner = new_learner(store, replace(settings, loss="lm"), tokenizer)
-    in_fp32 = replace(settings, precision="fp32")
+    online = _as_the_authors(store, settings, tokenizer)
+    online_fp32 = _as_the_authors(store, replace(settings, precision="fp32"), tokenizer)
     batches = open_batches(store, settings, device)
     ready = next(batches.epoch(1))
     pixels = torch.rand(len(ready.z_image), 3, store.size, store.size, device=device) * 2 - 1
 
     def run(learner: Learner, some: Iterable[Batch]) -> None:
         for batch in islice(some, steps):
-            losses = learner.step(batch)
-        losses["lm" if "lm" in losses else "seg"].item()  # waits for the device
+            parts = learner.step(batch)
+        next(iter(parts.values())).item()  # waits for the device
 
     ways: dict[str, tuple[int, Callable[[], None]]] = {
         "compute": (steps, lambda: run(learner, repeat(ready))),
         "loop": (steps, lambda: run(learner, chain.from_iterable(map(batches.epoch, count(1))))),
         "lm": (steps, lambda: run(lm_learner, repeat(ready))),
-        "online": (1, lambda: _online_step(lm_learner, pixels, ready, settings)),
-        "online_fp32": (1, lambda: _online_step(lm_learner, pixels, ready, in_fp32)),
+        "online": (1, lambda: run(online, [_encoded(online, pixels, ready)])),
+        "online_fp32": (1, lambda: run(online_fp32, [_encoded(online_fp32, pixels, ready)])),
     }
     for one in (learner, lm_learner):
         one.step(ready)  # kernels are chosen at the first call
@@ -80,24 +78,21 @@ def bench_train(
     }
 
 
-def _online_step(
-    learner: Learner, pixels: torch.Tensor, batch: Batch, settings: TrainSettings
-) -> None:
-    """One step without a store. The encodes' results are scaled and fed, as they would be."""
-    tokenizer, precision = learner.teacher.tokenizer, settings.precision
-    decoder = MaskDecoder(tokenizer, precision)
-    scaling = (tokenizer.scaling_factor, tokenizer.shift_factor)
-    # Tensors made in inference mode take no part in autograd; their copies do.
-    z_image = model_latent(tokenizer.encode(pixels, precision)[0], *scaling).clone()
-    z_mask = model_latent(tokenizer.encode(pixels, precision)[0], *scaling).clone()
-    with autocast(pixels.device, precision):
-        z_mask_hat = learner.model(z_image)
-    losses = [lm_loss(z_mask_hat, z_mask)] if settings.loss != "seg" else []
-    if settings.has_dice:
-        assert batch.mask is not None
-        losses += [dice_loss(decoder(z_mask_hat[level]), batch.mask) for level in LEVELS]
-    total = torch.stack(losses).sum()
-    learner.optimiser.zero_grad()
-    total.backward()
-    learner.optimiser.step()
-    total.item()
+def _as_the_authors(store: LatentStore, settings: TrainSettings, tokenizer: Tokenizer) -> Learner:
+    """A learner that decodes every level of each step with D, by a call of its own."""
+    whole = replace(settings, seg_decoder="full", seg_levels=",".join(LEVELS), seg_every=1)
+    learner = new_learner(store, replace(whole, compile=False), tokenizer)
+    learner.teacher.at_a_time = settings.batch_size
+    return learner
+
+
+def _encoded(learner: Learner, pixels_pm1: torch.Tensor, batch: Batch) -> Batch:
+    """A batch as encoding image and mask in the step gives it."""
+    teacher, precision = learner.teacher, learner.settings.precision
+
+    def latent() -> torch.Tensor:
+        mean, _ = teacher.tokenizer.encode(pixels_pm1, precision)
+        # A tensor made in inference mode takes no part in autograd; its copy does.
+        return teacher.scaled(mean).clone()
+
+    return Batch(latent(), latent(), batch.mask)

@@ -1,11 +1,15 @@
 """A run and a store in, scores of every image out."""
 
-from lmm.evaluate.scoring import (
-    Evaluation,
-    evaluate,
-    evaluation_name,
-    write_evaluation,
-    write_masks,
-)
+from lmm.evaluate.files import evaluation_name, read_evaluations, read_per_image
+from lmm.evaluate.scoring import Evaluation, Wanted, evaluate, write_evaluation, write_masks
 
-__all__ = ["Evaluation", "evaluate", "evaluation_name", "write_evaluation", "write_masks"]
+__all__ = [
+    "Evaluation",
+    "Wanted",
+    "evaluate",
+    "evaluation_name",
+    "read_evaluations",
+    "read_per_image",
+    "write_evaluation",
+    "write_masks",
+]

@@ -1,8 +1,8 @@
 """What D(E(M)) alone scores: the best that any LMM could do with a store's tokenizer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,14 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from lmm.decoder import MaskDecoder, images_at_a_time
-from lmm.latents import Latents, load_latents
-from lmm.metrics import HD95, METRICS, Scores, score, summarise
+from lmm.evaluate.cells import Cells, read_cells
+from lmm.metrics import HD95, KEYS, METRICS, Scores, score, summarise
 from pipeline.errors import InputError
-from pipeline.fidelity import psnr_db
-from pipeline.images import ImageU8
+from pipeline.fidelity import decoded_pm1, psnr_db
+from pipeline.pixels import to_pm1
 from pipeline.samples import original_images
 from pipeline.store import LatentStore
-from pipeline.telling import Progress
-from pipeline.tokenizer import Tokenizer, load_tokenizer_of
+from pipeline.telling import Progress, ticking
 
 # Masks scored at a time, side by side in threads.
 MASKS_A_BLOCK = 32
@@ -60,68 +58,56 @@ def ceiling(
               UsageError when the split has no sample
     """
     splits = sorted(store.samples["split"].drop_nulls().unique()) if split == "all" else [split]
-    parts = [load_latents(store, name, views=1, device=device) for name in splits]
-    tokenizer = load_tokenizer_of(store.tokenizer, device)
-    ids = [name for part in parts for name in part.sample_ids]
-    done = 0
+    cells = read_cells(store, splits, device)
+    return ceiling_of(cells, split, ticking(progress, 2 * len(cells)), hd95)
 
-    def tick(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress:
-            progress(done, 2 * len(ids))
 
-    scores = _mask_scores(parts, MaskDecoder(tokenizer), tick, hd95)
+def ceiling_of(
+    cells: Cells, split: str, tick: Callable[[int], None], hd95: HD95 = "monai"
+) -> Ceiling:
+    """As `ceiling`, of cells that have been read.
+
+    split  what the summary calls them
+    tick   called with how many decodes were done, two a sample in all
+    """
+    scores = _mask_scores(cells, tick, hd95)
     psnr = None
     try:
-        psnr = _image_psnr(parts, original_images(store.source(), store.size, ids), tokenizer, tick)
+        psnr = _image_psnr(cells, tick)
         no_psnr = None if np.isfinite(psnr).any() else "every image comes back to the bit"
     except InputError as error:
         no_psnr = error.message
-    # A store that has grown holds its samples in order of arrival.
-    per_image = pl.DataFrame({"sample_id": ids, **scores, "image_psnr_db": psnr}).sort("sample_id")
-    summary = _summary(per_image, split, store)
+    columns = {"sample_id": cells.sample_ids, **scores, "image_psnr_db": psnr}
+    per_image = pl.DataFrame(columns).sort("sample_id")
+    summary = _summary(per_image, split, cells.store)
     return Ceiling(per_image, {**summary, "hd95_definition": hd95, "no_psnr": no_psnr})
 
 
-def _mask_scores(
-    parts: Sequence[Latents], decoder: MaskDecoder, tick: Callable[[int], None], hd95: HD95
-) -> Scores:
+def _mask_scores(cells: Cells, tick: Callable[[int], None], hd95: HD95) -> Scores:
     scores = []
-    for part, rows in _blocks(parts, MASKS_A_BLOCK):
-        batch = part.batch(torch.zeros_like(rows), rows)
+    for batch in chain.from_iterable(part.clean(MASKS_A_BLOCK) for part in cells.parts):
         assert batch.mask is not None
-        scores.append(score(decoder.masks(batch.z_mask), batch.mask, hd95=hd95))
-        tick(len(rows))
+        scores.append(score(cells.decoder.masks(batch.z_mask), batch.mask, hd95=hd95))
+        tick(len(batch.mask))
     return {key: np.concatenate([block[key] for block in scores]) for key in scores[0]}
 
 
-@torch.inference_mode()
-def _image_psnr(
-    parts: Sequence[Latents],
-    originals: Iterator[ImageU8],
-    tokenizer: Tokenizer,
-    tick: Callable[[int], None],
-) -> NDArray[np.float64]:
+def _image_psnr(cells: Cells, tick: Callable[[int], None]) -> NDArray[np.float64]:
     """PSNR of every decoded image against its original, (n,) in dB, infinite where equal."""
+    store, tokenizer = cells.store, cells.decoder.tokenizer
+    originals = original_images(store.source(), store.size, cells.sample_ids)
+    at_a_time = cells.decoder.at_a_time
     values = []
-    for part, rows in _blocks(parts, images_at_a_time(tokenizer.device)):
-        image_u8 = torch.from_numpy(np.stack(list(islice(originals, len(rows)))))
-        truth_pm1 = image_u8.to(tokenizer.device).permute(0, 3, 1, 2) / 255.0 * 2.0 - 1.0
-        decoded_pm1 = tokenizer.decode(part.image_mean[0, rows].float()).clamp(-1, 1)
-        values.append(psnr_db(decoded_pm1, truth_pm1).cpu().numpy())
-        tick(len(rows))
+    for mean in chain.from_iterable(part.image_mean[0].split(at_a_time) for part in cells.parts):
+        image_u8 = torch.from_numpy(np.stack(list(islice(originals, len(mean)))))
+        truth_pm1 = to_pm1(image_u8.to(tokenizer.device).permute(0, 3, 1, 2))
+        values.append(psnr_db(decoded_pm1(tokenizer, mean.float()), truth_pm1).cpu().numpy())
+        tick(len(mean))
     return np.concatenate(values).astype(np.float64)
 
 
-def _blocks(parts: Sequence[Latents], count: int) -> Iterator[tuple[Latents, torch.Tensor]]:
-    for part in parts:
-        for rows in torch.arange(len(part), device=part.device).split(count):
-            yield part, rows
-
-
 def _summary(per_image: pl.DataFrame, split: str, store: LatentStore) -> dict[str, Any]:
-    scores = {key: per_image[key].to_numpy() for key in (*METRICS, "missed", "false_alarm")}
+    scores = {key: per_image[key].to_numpy() for key in (*KEYS, "missed", "false_alarm")}
     worst = per_image.sort("dsc", "sample_id").row(0, named=True)
     psnr = per_image["image_psnr_db"].cast(pl.Float64)
     finite = psnr.filter(psnr.is_finite())
@@ -129,9 +115,7 @@ def _summary(per_image: pl.DataFrame, split: str, store: LatentStore) -> dict[st
         "split": split,
         **summarise(scores),
         "worst": worst["sample_id"],
-        "dsc_worst": worst["dsc"],
-        "iou_worst": per_image["iou"].min(),
-        "hd95_worst": per_image["hd95"].max(),
+        **{f"{metric.key}_worst": metric.worst(per_image[metric.key]) for metric in METRICS},
         "image_psnr_db": finite.mean(),
         "image_psnr_db_worst": finite.min(),
         "tokenizer": store.tokenizer["name"],

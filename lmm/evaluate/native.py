@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from lmm.decoder import THRESHOLD, at_size
-from lmm.metrics import HD95, score
+from lmm.metrics import HD95, Scores, score
 from pipeline.errors import ArtefactError
 from pipeline.images import read_union
 from pipeline.samples import require_same_bytes
@@ -15,14 +15,16 @@ from pipeline.store import LatentStore
 
 
 class Originals:
-    """The mask files that a store was made from, each at its own size.
+    """The mask files that a store was made from, and scores against each at its own size.
 
     raises  ArtefactError when their folder is gone; InputError when a mask is not the bytes that
             were ingested
     """
 
-    def __init__(self, store: LatentStore, sample_ids: Sequence[str]) -> None:
+    def __init__(self, store: LatentStore, sample_ids: Sequence[str], hd95: HD95) -> None:
         self._source = store.source()
+        self._hd95 = hd95
+        self._scored: list[Scores] = []
         if not self._source.root.is_dir():
             raise ArtefactError(
                 f"{store.url}: its images were in {self._source.root}, which has gone",
@@ -34,18 +36,17 @@ class Originals:
         for row in self._rows:
             require_same_bytes(self._source.mask_paths(row), row["mask_sha256"])
 
-    def score(self, greys: torch.Tensor, first: int, hd95: HD95) -> list[dict[str, Any]]:
-        """Scores of grey maps (B, S, S) in [0, 1], the first of them of sample number `first`."""
+    def score(self, greys: torch.Tensor) -> None:
+        """Score the grey maps of the next samples, (B, S, S) in [0, 1]."""
+        first = len(self._scored)
         rows = self._rows[first : first + len(greys)]
-        scored = []
         for grey, row in zip(greys.cpu().numpy(), rows, strict=True):
             truth = read_union(self._source.mask_paths(row), labels=self._source.labels)
             prediction = at_size(grey, *truth.shape) > THRESHOLD
-            scores = score(prediction[None], truth[None], hd95=hd95)
-            scored.append({name: values[0] for name, values in scores.items()})
-        return scored
+            self._scored.append(score(prediction[None], truth[None], hd95=self._hd95))
 
-
-def as_columns(scored: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Scores image by image as one array a metric."""
-    return {name: np.array([one[name] for one in scored]) for name in scored[0]}
+    @property
+    def scores(self) -> Scores:
+        """Of all samples so far, as `lmm.metrics.score` gives them; px are the original's."""
+        names = self._scored[0]
+        return {name: np.concatenate([one[name] for one in self._scored]) for name in names}

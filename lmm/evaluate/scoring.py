@@ -1,8 +1,7 @@
 """Scores of a run on one split of a store: a table with one row an image, and a summary."""
 
-import io
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +9,37 @@ import numpy as np
 import polars as pl
 import torch
 from PIL import Image
+from torch import nn
 
-from lmm.checkpoint import Run, write_json
-from lmm.decoder import THRESHOLD, MaskDecoder
-from lmm.evaluate.ceiling import ceiling
-from lmm.evaluate.native import Originals, as_columns
-from lmm.latents import load_latents
-from lmm.metrics import HD95, score, summarise
-from lmm.selection import predict_latents
+from lmm.decoder import THRESHOLD
+from lmm.evaluate.ceiling import ceiling_of
+from lmm.evaluate.cells import Cells, read_cells
+from lmm.evaluate.files import evaluation_name, mask_png, write_scores
+from lmm.evaluate.native import Originals
+from lmm.metrics import HD95, KEYS, score, summarise
+from lmm.model import predict_latents
+from lmm.run import Run
 from lmm.student.file import student_of
+from lmm.student.network import StudentDecoder
 from pipeline.errors import ArtefactError
 from pipeline.store import LatentStore
-from pipeline.telling import Progress
-from pipeline.tokenizer import load_tokenizer_of
+from pipeline.telling import Progress, ticking
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an evaluation is to hold beside the scores of the run's masks at the store's size.
+
+    hd95     definition of HD95; see `lmm.metrics.score`
+    native   scores against the original masks at their own size
+    ceiling  what the tokenizer alone scores; see `lmm.evaluate.ceiling.ceiling`
+    student  what the masks of the run's student score
+    """
+
+    hd95: HD95 = "monai"
+    native: bool = False
+    ceiling: bool = False
+    student: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,75 +61,92 @@ class Evaluation:
     masks: np.ndarray
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """What a model makes of cells, in order of sample_id.
+
+    z_mask_hat  (n, C, h, w) float32, scaled
+    masks       (n, H, W) bool: D's grey maps above 0.5
+    """
+
+    z_mask_hat: torch.Tensor
+    masks: np.ndarray
+
+
+SCORES_ALONE = Wanted()
+
+
 def evaluate(
     run: Run,
     store: LatentStore,
     split: str,
     device: torch.device,
-    *,
-    hd95: HD95 = "monai",
-    native: bool = False,
-    with_ceiling: bool = False,
-    with_student: bool = False,
+    wanted: Wanted = SCORES_ALONE,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Predict, decode with the frozen decoder and score every clean image of a split.
 
     LMM and decoder run in float32, whatever the run was trained in, so that scores of runs compare.
 
-    hd95          definition of HD95; see `lmm.metrics.score`
-    native        whether to score against the original masks at their own size as well
-    with_ceiling  whether to add what the tokenizer alone scores; see `lmm.evaluate.ceiling.ceiling`
-    with_student  whether to add what the masks of the run's student score
-    progress      called with (decodes done, decodes in all): one an image, with the ceiling three
-    raises        ArtefactError when the store was made with another tokenizer than the run was
-                  trained on, or when a run without a student is asked for its; with `native`, as
-                  `lmm.evaluate.native.Originals` does
+    progress  called with (decodes done, decodes in all): one an image, with the ceiling three
+    raises    ArtefactError when the store was made with another tokenizer than the run was trained
+              on, or when a run without a student is asked for its; as `read_cells` does; with
+              native scores, as `lmm.evaluate.native.Originals` does
     """
     require_same_latents(run, store)
-    latents = load_latents(store, split, views=1, device=device)
-    assert latents.mask_bits is not None
-    # A store that has grown holds its samples in order of arrival.
-    order = sorted(range(len(latents)), key=latents.sample_ids.__getitem__)
-    rows = torch.tensor(order, device=device)
-    ids = [latents.sample_ids[place] for place in order]
-    originals = Originals(store, ids) if native else None
-    student = student_of(run, device) if with_student else None
-    masks: list[np.ndarray] = []
-    native_scores: list[dict[str, Any]] = []
-    decodes = len(ids) * (3 if with_ceiling else 1)
-    decoder = MaskDecoder(load_tokenizer_of(store.tokenizer, device))
-    z_mask_hat = predict_latents(run.model(device), latents, "fp32")[rows]
-    for grey in decoder.greys(z_mask_hat):
+    cells = read_cells(store, [split], device)
+    ids = [cells.sample_ids[place] for place in cells.order]
+    originals = Originals(store, ids, wanted.hd95) if wanted.native else None
+    student = student_of(run, device) if wanted.student else None
+    tick = ticking(progress, len(cells) * (3 if wanted.ceiling else 1))
+
+    def look(greys: torch.Tensor) -> None:
         if originals:
-            native_scores += originals.score(grey, len(masks), hd95)
-        masks.extend((grey > THRESHOLD).cpu().numpy())
-        if progress:
-            progress(len(masks), decodes)
-    predictions = np.stack(masks)
-    truths = latents.unpack(latents.mask_bits[0, rows])
-    scores = score(predictions, truths, hd95=hd95)
+            originals.score(greys)
+        tick(len(greys))
+
+    predicted = predict(run.model(device), cells, look)
+    truths = cells.truths[cells.order]
+    scores = score(predicted.masks, truths, hd95=wanted.hd95)
     columns = dict(scores)
-    summary = {"split": split, **summarise(scores), **_what_was_scored(store, split, hd95)}
-    if native:
-        at_own_size = as_columns(native_scores)
-        columns |= {f"native_{name}": values for name, values in at_own_size.items()}
-        summary["native"] = summarise(at_own_size)
+    summary = {"split": split, **summarise(scores), **_what_was_scored(store, split, wanted.hd95)}
+    if originals:
+        columns |= {f"native_{name}": values for name, values in originals.scores.items()}
+        summary["native"] = summarise(originals.scores)
     if student:
-        of_student = summarise(score(student.masks(z_mask_hat), truths, hd95=hd95))
-        agreement = student.agreement(z_mask_hat, torch.from_numpy(predictions))
-        summary["student"] = {**of_student, "agreement": agreement}
-    if with_ceiling:
-        after = progress and partial(_after, progress, len(ids))
-        summary["ceiling"] = ceiling(store, split, device, after, hd95=hd95).summary
-    per_image = _per_image(store, ids, columns, predictions)
+        summary["student"] = _of_student(student, predicted, truths, wanted.hd95)
+    if wanted.ceiling:
+        summary["ceiling"] = ceiling_of(cells, split, tick, wanted.hd95).summary
+    per_image = _per_image(store, ids, columns, predicted.masks)
     if by_class := _by_class(per_image, list(scores)):
         summary["by_class"] = by_class
-    return Evaluation(evaluation_name(run, store, split), per_image, summary, predictions)
+    return Evaluation(evaluation_name(run, store, split), per_image, summary, predicted.masks)
 
 
-def _after(progress: Progress, before: int, done: int, total: int) -> None:
-    progress(before + done, before + total)
+def predict(
+    model: nn.Module, cells: Cells, look: Callable[[torch.Tensor], None] | None = None
+) -> Predicted:
+    """Predict in float32 and decode with the frozen decoder.
+
+    model  z_image → {"out": Ẑ_M, …}, both (B, C, h, w) and scaled
+    look   called with grey maps (≤ n, H, W) in [0, 1], some at a time, in order of sample_id
+    """
+    z_mask_hat = torch.cat([predict_latents(model, part) for part in cells.parts])[cells.order]
+    masks = []
+    for greys in cells.decoder.greys(z_mask_hat):
+        masks.append((greys > THRESHOLD).cpu().numpy())
+        if look:
+            look(greys)
+    return Predicted(z_mask_hat, np.concatenate(masks))
+
+
+def _of_student(
+    student: StudentDecoder, predicted: Predicted, truths: torch.Tensor, hd95: HD95
+) -> dict[str, Any]:
+    """What a student's masks score, and how well they agree with those of the frozen decoder."""
+    scores = summarise(score(student.masks(predicted.z_mask_hat), truths, hd95=hd95))
+    agreement = student.agreement(predicted.z_mask_hat, torch.from_numpy(predicted.masks))
+    return {**scores, "agreement": agreement}
 
 
 def _per_image(
@@ -125,19 +159,6 @@ def _per_image(
         .with_columns(**{name: pl.Series(values) for name, values in columns.items()})
         .with_columns(prediction_png=pl.Series([mask_png(mask) for mask in predictions]))
     )
-
-
-def evaluation_name(run: Run, store: LatentStore, split: str) -> str:
-    """What the files of an evaluation are called: STORE-SPLIT for the samples trained on.
-
-    Other samples, and all under imported weights, are STORE-DIGEST-SPLIT, with the manifest's
-    digest: stores of two data sets may bear one name, and neither overwrites the other.
-    """
-    own = run.description["store"]
-    digest = store.attributes["manifest_digest"]
-    if own is not None and own["receipt"]["manifest_digest"] == digest:
-        return f"{store.name}-{split}"
-    return f"{store.name}-{digest[:8]}-{split}"
 
 
 def _what_was_scored(store: LatentStore, split: str, hd95: HD95) -> dict[str, Any]:
@@ -164,7 +185,7 @@ def _by_class(per_image: pl.DataFrame, columns: list[str]) -> dict[str, Any]:
 
 
 def _means(summary: dict[str, Any]) -> dict[str, Any]:
-    return {key: summary[key] for key in ("n", "dsc", "iou", "hd95")}
+    return {key: summary[key] for key in ("n", *KEYS)}
 
 
 def require_same_latents(run: Run, store: LatentStore) -> None:
@@ -193,20 +214,7 @@ def require_same_latents(run: Run, store: LatentStore) -> None:
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
     """Write NAME.parquet and NAME.json into `folder`; returns the parquet's path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{evaluation.name}.parquet"
-    partial = folder / f"{evaluation.name}.parquet.partial"
-    evaluation.per_image.write_parquet(partial)
-    partial.replace(path)
-    write_json(folder / f"{evaluation.name}.json", evaluation.summary)
-    return path
-
-
-def mask_png(mask: np.ndarray) -> bytes:
-    """A mask (H, W) bool as a 1-bit PNG."""
-    content = io.BytesIO()
-    Image.fromarray(mask).save(content, "png")
-    return content.getvalue()
+    return write_scores(folder, evaluation.name, evaluation.per_image, evaluation.summary)
 
 
 def write_masks(evaluation: Evaluation, folder: Path) -> None:

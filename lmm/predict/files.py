@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lmm.decoder import THRESHOLD, at_size, images_at_a_time
+from lmm.decoder import THRESHOLD, at_size
 from lmm.predict.predictor import Predictor, fault_of
 from pipeline.ahead import map_ahead
 from pipeline.encode.cells import is_out_of_memory
 from pipeline.errors import UsageError
+from pipeline.files import replacing
 from pipeline.image_files import require_distinct_stems
 from pipeline.images import ImageError, read_image, resize_image
 from pipeline.telling import Progress
@@ -37,6 +38,7 @@ class Prediction:
 
     @property
     def images_per_s(self) -> float:
+        """Masks a second, reading and writing included."""
         return self.n / self.seconds
 
 
@@ -69,7 +71,7 @@ def predict_files(
     started = time.monotonic()
     skipped: list[ImageError] = []
     pictures = _sound(map_ahead(partial(_read, size=model.size), images), skipped)
-    batches = _batches(pictures, batch_size or images_at_a_time(model.device))
+    batches = _batches(pictures, batch_size or model.decoder.at_a_time)
     maps = _sound(_grey_maps(model, batches), skipped)
     n = 0
     for n, _ in enumerate(map_ahead(partial(_write, out=out, grey_folder=grey_folder), maps), 1):
@@ -140,11 +142,9 @@ def _write(one: _Picture, out: Path, grey_folder: Path | None) -> None:
 
 
 def _save(pixels_u8: NDArray[np.uint8], path: Path) -> None:
-    """Replace a PNG as a whole: whoever reads sees the old one or the new one."""
-    unfinished = path.with_name(f"{path.name}.partial")
     try:
-        Image.fromarray(pixels_u8).save(unfinished, "png")
-        unfinished.replace(path)
+        with replacing(path) as partial:
+            Image.fromarray(pixels_u8).save(partial, "png")
     except OSError as error:
         raise UsageError(
             f"{path} cannot be written: {error.strerror or error}", "-o a folder with room for it"

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lmm.checkpoint import Run, open_run
 from lmm.decoder import THRESHOLD, Grey, MaskDecoder, at_size
-from lmm.latents import model_latent
 from lmm.model import LatentMappingModel
+from lmm.run import Run, open_run
 from pipeline.device import autocast, choose_device, choose_precision
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.images import ImageError, ImageU8, Mask, read_image, read_pillow, resize_image
+from pipeline.pixels import to_pm1
 from pipeline.tokenizer import Tokenizer, load_tokenizer, load_tokenizer_of, require_multiple
 
 
@@ -65,12 +65,11 @@ class Predictor:
         images_u8  (B, size, size, 3) uint8, 0…255
         returns    (B, size, size) float32 in [0, 1]
         """
-        tokenizer, precision = self.tokenizer, self.precision
         pixels_u8 = torch.from_numpy(images_u8).to(self.device).permute(0, 3, 1, 2)
-        mean, _ = tokenizer.encode(pixels_u8.float() / 255.0 * 2.0 - 1.0, precision)
+        mean, _ = self.tokenizer.encode(to_pm1(pixels_u8), self.precision)
         # Through float16, as latents lie in a store: what the LMM was trained on.
-        z_image = model_latent(mean.half(), tokenizer.scaling_factor, tokenizer.shift_factor)
-        with autocast(self.device, precision):
+        z_image = self.decoder.scaled(mean.half())
+        with autocast(self.device, self.precision):
             z_mask_hat = self.model(z_image)["out"]
         grey: Grey = self.decoder(z_mask_hat.float()).cpu().numpy()
         return grey

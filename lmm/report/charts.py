@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lmm.checkpoint import Run
+from lmm.run import Run
 
 LEFT, TOP, WIDTH, HEIGHT = 44, 10, 306, 150  # the plot's place in the template's viewBox, px
 BINS = 20

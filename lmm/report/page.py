@@ -15,26 +15,19 @@ import polars as pl
 import torch
 from PIL import Image
 
-from lmm.checkpoint import Run
-from lmm.evaluate import evaluation_name
+from lmm.evaluate import read_evaluations, read_per_image
 from lmm.latents import load_latents
-from lmm.metrics import HD95, score, summarise
+from lmm.metrics import HD95, METRICS, Metric, score, summarise
 from lmm.report.charts import curves, histogram
 from lmm.report.pictures import FULL_PX, caption, image_uri, outline, ranks, side_px
 from lmm.report.recipe import commands, facts
-from lmm.report.tables import read_evaluations, require_one_hd95, short_name
+from lmm.report.tables import require_one_hd95, short_name
+from lmm.run import Run
 from pipeline.errors import ArtefactError, InputError
 from pipeline.images import ImageU8, Mask
 from pipeline.samples import original_images
 from pipeline.store import LatentStore, open_store
 
-COLUMNS = {
-    "dsc": "DSC %",
-    "iou": "IoU %",
-    "hd95": "HD95 px",
-    "native_dsc": "native DSC %",
-    "native_hd95": "native HD95 px",
-}
 _ASSETS = Path(__file__).parent / "assets"
 
 
@@ -125,6 +118,7 @@ def _render(
         title=described[0]["name"] if len(described) == 1 else f"{len(described)} runs",
         runs=described,
         all_bounds=bounds,
+        metrics=METRICS,
         images=images,
         side=FULL_PX,
         style=style,
@@ -148,8 +142,7 @@ def _numbers(one: Mapping[str, Any]) -> dict[str, Any]:
 def _describe(run: Run, samples: Samples, evaluations: list[dict[str, Any]]) -> dict[str, Any]:
     """Everything the template shows of one run."""
     store, scores = samples.store, evaluations[0]
-    name = evaluation_name(run, store, scores["split"])
-    per_image = pl.read_parquet(run.path / "evaluate" / f"{name}.parquet")
+    per_image = read_per_image(run, store, scores["split"])
     trained_on = None if run.imported else run.description["store"]["receipt"]["manifest_digest"]
     rows = per_image.drop("prediction_png").sort("dsc", "sample_id").to_dicts()
     return {
@@ -165,12 +158,20 @@ def _describe(run: Run, samples: Samples, evaluations: list[dict[str, Any]]) -> 
         "histogram": histogram(per_image["dsc"].to_numpy()),
         "ranks": ranks(per_image),
         "images": None if samples.images_u8 is None else _images(per_image, samples.truths),
-        "columns": [(key, label) for key, label in COLUMNS.items() if key in per_image.columns],
+        "columns": _columns(per_image),
         "rows": rows,
         "by_id": {row["sample_id"]: row for row in rows},
         "facts": facts(run, store),
         "commands": commands(run, store, scores),
     }
+
+
+def _columns(per_image: pl.DataFrame) -> list[tuple[str, str, Metric]]:
+    """Key, label and metric of the columns that the table of every image has."""
+    native = [metric for metric in METRICS if metric.native_column]
+    columns = [(metric.key, metric.label, metric) for metric in METRICS]
+    columns += [(f"native_{metric.key}", f"native {metric.label}", metric) for metric in native]
+    return [column for column in columns if column[0] in per_image.columns]
 
 
 def _images(per_image: pl.DataFrame, truths: Mapping[str, Mask]) -> dict[str, dict[str, Any]]:
@@ -189,9 +190,7 @@ def _images(per_image: pl.DataFrame, truths: Mapping[str, Mask]) -> dict[str, di
 
 def _samples(store: LatentStore, split: str, hd95: HD95) -> Samples:
     latents = load_latents(store, split, views=1)
-    assert latents.mask_bits is not None
-    masks = latents.unpack(latents.mask_bits[0]).numpy()
-    truths = dict(sorted(zip(latents.sample_ids, masks, strict=True)))
+    truths = dict(sorted(zip(latents.sample_ids, latents.clean_masks.numpy(), strict=True)))
     images = _images_u8(store, list(truths))
     return Samples(store, truths, images, None if images is None else _otsu(truths, images, hd95))
 

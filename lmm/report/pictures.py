@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
+from lmm.metrics import METRICS
 from pipeline.images import ImageU8, Mask
 
 FULL_PX = 224  # an image as the LMM of the paper sees it
@@ -114,7 +115,4 @@ def _closed_path(loop: np.ndarray) -> str:
 def caption(row: Mapping[str, Any]) -> str:
     """One image's scores in a line."""
     verdict = " · missed" if row["missed"] else " · false alarm" if row["false_alarm"] else ""
-    return (
-        f"DSC {100 * row['dsc']:.2f} % · IoU {100 * row['iou']:.2f} % · "
-        f"HD95 {row['hd95']:.2f} px{verdict}"
-    )
+    return " · ".join(f"{m.name} {m.shown(row[m.key])} {m.unit}" for m in METRICS) + verdict

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from lmm.checkpoint import Run
+from lmm.run import Run
 from pipeline.store import LatentStore
 
 

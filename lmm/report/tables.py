@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from lmm.checkpoint import Run
-from lmm.metrics import HD95, METRICS
-from pipeline.errors import ArtefactError, UsageError
+from lmm.evaluate import read_evaluations
+from lmm.metrics import HD95, KEYS, METRICS, Metric
+from lmm.run import Run
+from pipeline.errors import UsageError
 
 FORMATS = ("csv", "markdown", "latex")
-HEADINGS = {"dsc": "DSC (%)", "iou": "IoU (%)", "hd95": "HD95 (px)"}
-_FACTOR = {"dsc": 100, "iou": 100, "hd95": 1}
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -45,29 +44,6 @@ class Row:
     seeds: int
     scores: dict[str, float]
     sds: dict[str, float] | None
-
-
-def read_evaluations(run: Run, split: str) -> list[dict[str, Any]]:
-    """The summaries that `evaluate` left in a run for a split, the samples trained on first.
-
-    One for each set of samples, the last written: a store may have been renamed in between.
-
-    raises  ArtefactError when there is none, or one of an earlier version
-    """
-    found = (run.path / "evaluate").glob(f"*-{split}.json")
-    files = sorted(found, key=lambda file: (file.stat().st_mtime_ns, file.name))
-    summaries = [json.loads(file.read_text()) for file in files]
-    own = run.description["store"]
-    url = "STORE" if own is None else own["url"]
-    fix = f"gms-lmm evaluate --run {run.path} --latents {url} --split {split}"
-    if not files:
-        raise ArtefactError(f"{run.path} has not been scored on {split}", fix)
-    old = [file for file, one in zip(files, summaries, strict=True) if "store" not in one]
-    if old:
-        raise ArtefactError(f"{old[0]} does not say which store it scored", fix)
-    digest = None if own is None else own["receipt"]["manifest_digest"]
-    last = {one["manifest_digest"]: one for one in summaries}
-    return sorted(last.values(), key=lambda one: (one["manifest_digest"] != digest, one["dataset"]))
 
 
 def short_name(tokenizer: str) -> str:
@@ -116,7 +92,7 @@ def _settings(run: Run) -> dict[str, str]:
 
 
 def _row(key: tuple[str, ...], settings: dict[str, str], group: list[dict[str, Any]]) -> Row:
-    values = {name: [_FACTOR[name] * one[name] for one in group] for name in METRICS}
+    values = {m.key: [m.factor * one[m.key] for one in group] for m in METRICS}
     return Row(
         dataset=key[0],
         tokenizer=short_name(key[1]),
@@ -145,12 +121,12 @@ def _csv(rows: Sequence[Row]) -> str:
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     names = _telling(rows)
-    scores = [column for name in METRICS for column in (name, f"{name}_sd")]
+    scores = [column for name in KEYS for column in (name, f"{name}_sd")]
     writer.writerow(["data set", "tokenizer", *names, "seeds", *scores])
     for row in rows:
         cells = [
             cell
-            for name in METRICS
+            for name in KEYS
             for cell in (f"{row.scores[name]:.2f}", f"{row.sds[name]:.2f}" if row.sds else "")
         ]
         writer.writerow([*_words(row, names), row.seeds, *cells])
@@ -161,7 +137,7 @@ def _markdown(rows: Sequence[Row]) -> str:
     names = _telling(rows)
     headings = ["data set", "tokenizer", *names]
     lines = [
-        [*headings, *HEADINGS.values()],
+        [*headings, *(metric.heading for metric in METRICS)],
         ["---"] * len(headings) + ["---:"] * len(METRICS),
         *_cells(rows, names, _escape_markdown, bold="**{}**", plus_minus=" ± "),
     ]
@@ -172,7 +148,7 @@ def _latex(rows: Sequence[Row]) -> str:
     names = _telling(rows)
     headings = ["Data set", "Tokenizer", *(name.replace("_", " ").capitalize() for name in names)]
     cells = _cells(rows, names, _escape_latex, bold=r"\textbf{{{}}}", plus_minus=r" $\pm$ ")
-    titles = [*headings, *(_escape_latex(heading) for heading in HEADINGS.values())]
+    titles = [*headings, *(_escape_latex(metric.heading) for metric in METRICS)]
     lines = [
         rf"\begin{{tabular}}{{{'l' * len(headings)}{'r' * len(METRICS)}}}",
         r"\hline",
@@ -207,18 +183,17 @@ def _cells(
     for row in rows:
         line = [escape(word) for word in _words(row, names)]
         for metric in METRICS:
-            mean = f"{row.scores[metric]:.2f}"
+            mean = f"{row.scores[metric.key]:.2f}"
             best = bold.format(mean) if _is_best(row, rows, metric) else mean
-            line.append(best + (f"{plus_minus}{row.sds[metric]:.2f}" if row.sds else ""))
+            line.append(best + (f"{plus_minus}{row.sds[metric.key]:.2f}" if row.sds else ""))
         lines.append(line)
     return lines
 
 
-def _is_best(row: Row, rows: Sequence[Row], metric: str) -> bool:
+def _is_best(row: Row, rows: Sequence[Row], metric: Metric) -> bool:
     """Whether a row's score, as printed, is the best of two rows or more on its data set."""
-    rivals = [round(one.scores[metric], 2) for one in rows if one.dataset == row.dataset]
-    best = min(rivals) if metric == "hd95" else max(rivals)
-    return len(rivals) > 1 and round(row.scores[metric], 2) == best
+    rivals = [round(one.scores[metric.key], 2) for one in rows if one.dataset == row.dataset]
+    return len(rivals) > 1 and round(row.scores[metric.key], 2) == metric.best(rivals)
 
 
 def _escape_markdown(words: str) -> str:

@@ -20,6 +20,7 @@ from lmm.checkpoint import (
 )
 from lmm.decoder import MaskDecoder
 from lmm.student.network import MaskStudent, StudentDecoder
+from pipeline.seeds import seed_at
 from pipeline.telling import Progress
 
 # A lesson is one step of the student's own optimiser.
@@ -59,7 +60,7 @@ class Distillation:
 
     def lesson(self, number: int) -> Tensor:
         """One step on pairs drawn by (seed, number): cross-entropy with the decoder's grey."""
-        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        draw = torch.Generator().manual_seed(seed_at(self.seed, number))
         rows = torch.randint(len(self.grey), (LESSON_PAIRS,), generator=draw).to(self.grey.device)
         logits = self.decoder.logits(self.z_mask_hat[rows].float())
         loss = F.binary_cross_entropy_with_logits(logits, self.grey[rows].float() / 255)

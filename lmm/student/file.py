@@ -9,9 +9,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lmm.checkpoint import Run, load_weights, read_checkpoint, weights_of
+from lmm.checkpoint import load_weights, read_checkpoint, weights_of
 from lmm.decoder import MaskDecoder
-from lmm.latents import load_latents, model_latent
+from lmm.latents import load_latents
+from lmm.run import Run
 from lmm.student.distillation import distil, synthetic_latents
 from lmm.student.network import MaskStudent, StudentDecoder
 from pipeline.errors import ArtefactError
@@ -105,9 +106,7 @@ def _with_weights(
 
 def _true_latents(store: LatentStore, teacher: MaskDecoder) -> Tensor:
     """Z_M of every training cell: (n, C, h, w) float32, scaled."""
-    latents = load_latents(store, "train", masks=False, device=teacher.tokenizer.device)
-    means = latents.mask_mean.flatten(0, 1)
-    return model_latent(means, latents.scaling_factor, latents.shift_factor)
+    return load_latents(store, "train", masks=False, device=teacher.tokenizer.device).z_mask
 
 
 def _made_from(store: LatentStore) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 
 from pipeline.augment import apply_views
 from pipeline.errors import UsageError
-from pipeline.tokenizer import Tokenizer, mask_pixels
+from pipeline.pixels import mask_pixels
+from pipeline.tokenizer import Tokenizer
 
 
 class CellEncoder:

@@ -17,6 +17,7 @@ from pipeline.archive.pairing import Entry
 from pipeline.archive.split_files import normalise, read_split_file
 from pipeline.images import read_image, read_union
 from pipeline.phantoms import CLASS_SHARES, draw_phantom
+from pipeline.pixels import to_pm1
 
 # Files of the scikit-image wheel that their photographers gave to the public domain or CC0.
 PHOTOS = {
@@ -72,7 +73,7 @@ class Pictures:
         kinds = rng.choice(list(SHARES), size=count, p=list(SHARES.values()))
         crops = np.stack([self._draw(rng, kind, size_px) for kind in kinds])
         pixels_u8 = torch.from_numpy(crops).permute(0, 3, 1, 2)
-        return pixels_u8.float().div(127.5).sub(1).contiguous()
+        return to_pm1(pixels_u8).contiguous()
 
     def _draw(self, rng: Rng, kind: str, size_px: int) -> ImageU8:
         if kind == "mask":

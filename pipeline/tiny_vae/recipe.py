@@ -19,7 +19,10 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from pipeline.files import replacing
 from pipeline.images import resize_image
+from pipeline.pixels import to_pm1
+from pipeline.seeds import seed_at
 from pipeline.tiny_vae.pictures import FULL_PX, Pictures
 
 LOG_EVERY = 50  # steps
@@ -91,7 +94,7 @@ def loss_terms(
     """
     posterior = model.encode(pixels).latent_dist
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
-    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    generator = torch.Generator().manual_seed(seed_at(recipe.seed, step))
     latent = mean + torch.randn(mean.shape, generator=generator) * posterior.std.float()
     # The mean is what the project decodes, so every other picture is decoded without noise.
     latent[::2] = mean[::2]
@@ -152,10 +155,9 @@ def train(
 
 def save(path: Path, parts: dict[str, Any], step: int) -> None:
     """Write the whole state of training beside the old one, then put it in its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     states = {name: part.state_dict() for name, part in parts.items()}
-    torch.save({"step": step, **states}, path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
+    with replacing(path) as partial:
+        torch.save({"step": step, **states}, partial)
 
 
 def resume(path: Path, parts: dict[str, Any]) -> int:
@@ -174,8 +176,8 @@ def scaling_factor_of(model: AutoencoderKL, pictures: Pictures) -> float:
     with torch.inference_mode():
         for image in pictures.ultrasound[:: max(1, len(pictures.ultrasound) // 200)]:
             pixels_u8 = torch.from_numpy(resize_image(np.asarray(image), FULL_PX))
-            pixels = pixels_u8.permute(2, 0, 1)[None].float() / 127.5 - 1
-            means.append(model.encode(pixels).latent_dist.mean)
+            pixels_pm1 = to_pm1(pixels_u8.permute(2, 0, 1)[None])
+            means.append(model.encode(pixels_pm1).latent_dist.mean)
     return 1 / torch.cat(means).std().item()
 
 

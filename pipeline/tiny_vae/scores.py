@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from pipeline.archive.layouts import layout_named
-from pipeline.fidelity import psnr_db
+from pipeline.fidelity import decoded_pm1, mask_dsc, psnr_db
 from pipeline.images import read_image, read_union, resize_image, resize_mask
+from pipeline.pixels import mask_pixels, to_pm1
 from pipeline.tiny_vae.pictures import find_entries
-from pipeline.tokenizer import Tokenizer, mask_pixels
+from pipeline.tokenizer import Tokenizer
 
 SIZE_PX = 224
 BATCH = 4
@@ -24,7 +25,7 @@ class Pairs:
     """Images and masks of one data set as a tokenizer reads them.
 
     images     (N, 3, 224, 224) float32 in [-1, 1]
-    masks      (N, 3, 224, 224) float32, -1 or 1
+    masks      (N, 224, 224) bool
     """
 
     images: torch.Tensor
@@ -47,8 +48,8 @@ def read_pairs(
     images = [resize_image(read_image(entry.image), SIZE_PX) for entry in entries]
     unions = [read_union(entry.masks, labels=labels) for entry in entries]
     masks = [resize_mask(union, SIZE_PX) for union in unions]
-    images_pm1 = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return Pairs(images_pm1, mask_pixels(torch.from_numpy(np.stack(masks))))
+    images_pm1 = to_pm1(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
+    return Pairs(images_pm1, torch.from_numpy(np.stack(masks)))
 
 
 @torch.inference_mode()
@@ -57,18 +58,10 @@ def round_trip(tokenizer: Tokenizer, pixels_pm1: torch.Tensor) -> tuple[torch.Te
     outputs, means, stds = [], [], []
     for part in pixels_pm1.split(BATCH):
         mean, std = tokenizer.encode(part)
-        outputs.append(tokenizer.decode(mean).clamp(-1, 1))
+        outputs.append(decoded_pm1(tokenizer, mean))
         means.append(mean)
         stds.append(torch.zeros_like(mean) if std is None else std)
     return torch.cat(outputs), torch.cat(means), torch.cat(stds)
-
-
-def mask_dsc(output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """DSC (N,) of decoded masks: mean of the channels, to [0, 1], threshold 0.5; truth ±1."""
-    found, wanted = output.mean(1) > 0, truth[:, 0] > 0
-    both = (found & wanted).sum((1, 2))
-    total = found.sum((1, 2)) + wanted.sum((1, 2))
-    return torch.where(total == 0, 1.0, 2 * both / total.clamp(min=1))
 
 
 def score_fidelity(tokenizer: Tokenizer, name: str, pairs: Pairs) -> dict[str, float]:
@@ -76,7 +69,7 @@ def score_fidelity(tokenizer: Tokenizer, name: str, pairs: Pairs) -> dict[str, f
     scale = tokenizer.scaling_factor
     output, image_mean, std = round_trip(tokenizer, pairs.images)
     psnr = psnr_db(output, pairs.images)
-    output, mask_mean, _ = round_trip(tokenizer, pairs.masks)
+    output, mask_mean, _ = round_trip(tokenizer, mask_pixels(pairs.masks))
     dsc = mask_dsc(output, pairs.masks)
     return {
         f"{name} images": len(psnr),

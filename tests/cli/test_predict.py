@@ -12,8 +12,9 @@ from PIL import Image
 
 import lmm.predict
 from cli.main import main
-from lmm.checkpoint import Run, import_checkpoint
+from lmm.authors import import_checkpoint
 from lmm.model import LatentMappingModel
+from lmm.run import Run
 
 
 @pytest.fixture

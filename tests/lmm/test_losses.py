@@ -1,11 +1,15 @@
 """The losses, against hand-worked numbers and MONAI's DiceLoss."""
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
-from lmm.losses import LEVELS, dice_loss, latent_loss, lm_loss, to_grey
+from lmm.decoder import MaskDecoder
+from lmm.losses import dice_loss, latent_loss, lm_loss, seg_gradient, seg_loss
+from lmm.settings import LEVELS
+from pipeline.tokenizer import Tokenizer, load_tokenizer
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MONAI's import warns of its own optional dependencies
@@ -65,24 +69,6 @@ def test_dice_loss_equals_monai_for_every_mask_type(dtype: torch.dtype) -> None:
     torch.testing.assert_close(dice_loss(grey, mask), expected, rtol=0, atol=1e-6)
 
 
-def test_grey_is_the_channel_mean_moved_to_01_and_clamped() -> None:
-    decoded = torch.tensor([[-1.0, 1.0, 0.0, 3.0], [-1.0, 1.0, 0.3, 3.0], [-4.0, 1.0, 0.6, 0.0]])
-    grey = to_grey(decoded.view(1, 3, 2, 2))
-    torch.testing.assert_close(grey, torch.tensor([[[0.0, 1.0], [0.65, 1.0]]]))
-
-
-def test_grey_passes_no_gradient_from_outside_its_range() -> None:
-    decoded = torch.tensor([-3.0, 0.5, 3.0]).view(1, 1, 1, 3).expand(1, 3, 1, 3).clone()
-    decoded.requires_grad_()
-    to_grey(decoded).sum().backward()
-    assert decoded.grad is not None
-    torch.testing.assert_close(decoded.grad[0, 0, 0], torch.tensor([0.0, 1 / 6, 0.0]))
-
-
-def test_grey_keeps_level_and_batch_dimensions() -> None:
-    assert to_grey(torch.zeros(3, 2, 3, 8, 6)).shape == (3, 2, 8, 6)
-
-
 def test_lm_loss_sums_the_three_levels_and_leaves_level3_out() -> None:
     z_mask_hat = latents(1.0, 2.0, 3.0) | {"level3": torch.full((2, 4, 3, 3), 100.0)}
     assert lm_loss(z_mask_hat, torch.zeros(2, 4, 3, 3)).item() == 1 + 4 + 9
@@ -121,3 +107,73 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
         latent_loss(torch.zeros(2, 4, 3, 3), torch.zeros(4, 3, 3))
     with pytest.raises(ValueError, match="grey and mask differ in shape"):
         dice_loss(torch.zeros(2, 4, 4), torch.zeros(1, 4, 4))
+
+
+@pytest.fixture
+def fresh(kl_folder: Path) -> Tokenizer:
+    """A tokenizer of the test's own."""
+    return load_tokenizer(str(kl_folder))
+
+
+def levels_and_mask() -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    z_mask_hat = torch.randn(3, 2, 4, 8, 8, generator=draw) * 3
+    return z_mask_hat, torch.rand(2, 64, 64, generator=draw) > 0.5
+
+
+@pytest.mark.parametrize("at_a_time", [1, 4, 100])
+def test_the_gradient_in_slices_is_that_of_the_whole(at_a_time: int, fresh: Tokenizer) -> None:
+    decoder = MaskDecoder(fresh)
+    decoder.at_a_time = at_a_time
+    z_mask_hat, mask = levels_and_mask()
+    whole = z_mask_hat.clone().requires_grad_()
+    # The definition, written out: per image, then the mean over images, then the sum over levels.
+    expected = torch.zeros(())
+    for level in whole:
+        grey, truth = decoder(level).flatten(1), mask.float().flatten(1)
+        overlap, area = (grey * truth).sum(1), grey.sum(1) + truth.sum(1)
+        expected = expected + (1 - (2 * overlap + 1e-5) / (area + 1e-5)).mean()
+    expected.backward()
+    loss, gradient = seg_gradient(decoder, z_mask_hat, mask)
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(gradient, whole.grad, rtol=1e-4, atol=1e-8)
+    assert float(gradient.abs().max()) > 0
+
+
+def test_a_device_short_of_memory_gets_fewer_at_a_time_and_the_same_gradient(
+    fresh: Tokenizer,
+) -> None:
+    class Short(MaskDecoder):
+        def __call__(self, z_mask_hat: torch.Tensor) -> torch.Tensor:
+            if len(z_mask_hat) > 2:
+                raise torch.OutOfMemoryError
+            return super().__call__(z_mask_hat)
+
+    z_mask_hat, mask = levels_and_mask()
+    short = Short(fresh)
+    short.at_a_time = 6
+    loss, gradient = seg_gradient(short, z_mask_hat, mask)
+    assert short.at_a_time == 1
+    roomy = MaskDecoder(fresh)
+    roomy.at_a_time = 6
+    expected = seg_gradient(roomy, z_mask_hat, mask)
+    torch.testing.assert_close((loss, gradient), expected, rtol=1e-4, atol=1e-8)
+    short.at_a_time = 1
+    with pytest.raises(torch.OutOfMemoryError):
+        seg_gradient(NoRoom(fresh), z_mask_hat, mask)
+
+
+class NoRoom(MaskDecoder):
+    def __call__(self, z_mask_hat: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+
+def test_the_dice_loss_of_a_step_hands_its_slices_gradient_on(fresh: Tokenizer) -> None:
+    z_mask_hat, mask = levels_and_mask()
+    loss, gradient = seg_gradient(MaskDecoder(fresh), z_mask_hat, mask)
+    levels = z_mask_hat.clone().requires_grad_()
+    found = seg_loss(MaskDecoder(fresh), levels, mask)
+    (2 * found).backward()
+    assert torch.equal(found.detach(), loss)
+    assert levels.grad is not None
+    assert torch.equal(levels.grad, 2 * gradient)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter
 
-from lmm.metrics import Masks, score, summarise
+from lmm.metrics import METRICS, Masks, score, summarise
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MONAI's import warns of its own optional dependencies
@@ -307,3 +307,17 @@ def test_summary_refuses_no_images_and_values_that_are_no_numbers() -> None:
         summarise(scores_of([]))
     with pytest.raises(ValueError, match="1 of 2 images have a score that is not a finite number"):
         summarise(scores_of([0.5, math.nan]))
+
+
+def test_every_metric_is_scored_summarised_and_shown_in_its_unit() -> None:
+    masks = np.zeros((2, 8, 8), dtype=bool)
+    scores = score(masks, masks)
+    summary = summarise(scores)
+    for metric in METRICS:
+        assert len(scores[metric.key]) == 2
+        assert {metric.key, f"{metric.key}_sd", f"{metric.key}_ci95"} <= summary.keys()
+    assert [metric.shown(0.123456) for metric in METRICS] == ["12.35", "12.35", "0.12"]
+    assert [metric.label for metric in METRICS] == ["DSC %", "IoU %", "HD95 px"]
+    assert [metric.heading for metric in METRICS] == ["DSC (%)", "IoU (%)", "HD95 (px)"]
+    assert [metric.best([3, 1, 2]) for metric in METRICS] == [3, 3, 1]
+    assert [metric.worst([3, 1, 2]) for metric in METRICS] == [1, 1, 3]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import lmm.train
+import lmm.loop
 from lmm.checkpoint import read_checkpoint
 from lmm.latents import Latents
 from lmm.selection import is_kept
@@ -72,7 +72,7 @@ def test_a_run_keeps_the_weights_of_the_epoch_that_was_chosen(
         weights.append(learner.model.state_dict()[NAME].clone())
         return {f"{select_on}_dsc": float(dsc.mean())}, dsc
 
-    monkeypatch.setattr(lmm.train, "validate", scripted)
+    monkeypatch.setattr(lmm.loop, "validate", scripted)
     settings = TrainSettings(
         loss="lm", epochs=4, batch_size=1, width=16, val_every=1, select_on=select_on
     )

@@ -1,4 +1,4 @@
-"""One optimiser step: exact gradients in slices, frozen decoders, the parts of the loss."""
+"""One optimiser step: frozen decoders, the parts of the loss, the student's lessons."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +8,9 @@ import torch
 
 import lmm.step
 from lmm.batches import open_batches
-from lmm.decoder import MaskDecoder
 from lmm.latents import Batch
-from lmm.losses import LEVELS
-from lmm.settings import TrainSettings
-from lmm.step import Learner, seg_gradient
+from lmm.settings import LEVELS, TrainSettings
+from lmm.step import Learner
 from lmm.train import new_learner
 from pipeline.store import open_store
 from pipeline.tokenizer import Tokenizer, load_tokenizer
@@ -33,59 +31,6 @@ def learner_and_batch(
     store = open_store(url)
     batch = next(iter(open_batches(store, replace(settings, loss="compound"), CPU).epoch(1)))
     return new_learner(store, settings, tokenizer), batch
-
-
-def levels_and_mask() -> tuple[torch.Tensor, torch.Tensor]:
-    draw = torch.Generator().manual_seed(0)
-    z_mask_hat = torch.randn(3, 2, 4, 8, 8, generator=draw) * 3
-    return z_mask_hat, torch.rand(2, 64, 64, generator=draw) > 0.5
-
-
-@pytest.mark.parametrize("at_a_time", [1, 4, 100])
-def test_the_gradient_in_slices_is_that_of_the_whole(at_a_time: int, fresh: Tokenizer) -> None:
-    decoder = MaskDecoder(fresh)
-    decoder.at_a_time = at_a_time
-    z_mask_hat, mask = levels_and_mask()
-    whole = z_mask_hat.clone().requires_grad_()
-    # The definition, written out: per image, then the mean over images, then the sum over levels.
-    expected = torch.zeros(())
-    for level in whole:
-        grey, truth = decoder(level).flatten(1), mask.float().flatten(1)
-        overlap, area = (grey * truth).sum(1), grey.sum(1) + truth.sum(1)
-        expected = expected + (1 - (2 * overlap + 1e-5) / (area + 1e-5)).mean()
-    expected.backward()
-    loss, gradient = seg_gradient(decoder, z_mask_hat, mask)
-    torch.testing.assert_close(loss, expected.detach())
-    torch.testing.assert_close(gradient, whole.grad, rtol=1e-4, atol=1e-8)
-    assert float(gradient.abs().max()) > 0
-
-
-def test_a_device_short_of_memory_gets_fewer_at_a_time_and_the_same_gradient(
-    fresh: Tokenizer,
-) -> None:
-    class Short(MaskDecoder):
-        def __call__(self, z_mask_hat: torch.Tensor) -> torch.Tensor:
-            if len(z_mask_hat) > 2:
-                raise torch.OutOfMemoryError
-            return super().__call__(z_mask_hat)
-
-    z_mask_hat, mask = levels_and_mask()
-    short = Short(fresh)
-    short.at_a_time = 6
-    loss, gradient = seg_gradient(short, z_mask_hat, mask)
-    assert short.at_a_time == 1
-    roomy = MaskDecoder(fresh)
-    roomy.at_a_time = 6
-    expected = seg_gradient(roomy, z_mask_hat, mask)
-    torch.testing.assert_close((loss, gradient), expected, rtol=1e-4, atol=1e-8)
-    short.at_a_time = 1
-    with pytest.raises(torch.OutOfMemoryError):
-        seg_gradient(NoRoom(fresh), z_mask_hat, mask)
-
-
-class NoRoom(MaskDecoder):
-    def __call__(self, z_mask_hat: torch.Tensor) -> torch.Tensor:
-        raise torch.OutOfMemoryError
 
 
 def test_all_levels_are_decoded_by_one_call_where_there_is_room(

@@ -1,7 +1,6 @@
 """Training: what a step computes, what an epoch reads, what a killed run resumes to."""
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -18,12 +17,13 @@ import torch
 import lmm.model
 import lmm.step
 from lmm.batches import open_batches
-from lmm.checkpoint import load_weights, open_run, read_checkpoint
+from lmm.checkpoint import load_weights, read_checkpoint
 from lmm.latents import load_latents
+from lmm.run import open_run
 from lmm.selection import validate
-from lmm.settings import TrainSettings, describe, learning_rate
+from lmm.settings import TrainSettings
 from lmm.student.network import MaskStudent
-from lmm.train import new_learner, train
+from lmm.train import describe, new_learner, train
 from pipeline.device import require_compiler
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import open_store
@@ -289,15 +289,6 @@ def test_an_unfinished_run_asks_for_resume(small_store: str, tmp_path: Path) -> 
         train(store, tmp_path / "run", QUICK, device=CPU, progress=stop)
     with pytest.raises(ArtefactError, match="--resume"):
         train(store, tmp_path / "run", QUICK, device=CPU)
-
-
-def test_the_learning_rate_warms_up_and_then_follows_a_cosine_to_zero() -> None:
-    settings = TrainSettings(epochs=105, lr=2.0)
-    rates = [learning_rate(epoch, settings) for epoch in range(1, 106)]
-    assert rates[:5] == pytest.approx([2 / 6, 4 / 6, 1, 8 / 6, 10 / 6])
-    assert rates[5] == pytest.approx(2.0)
-    assert rates[55] == pytest.approx(1.0)  # half way down
-    assert rates[104] == pytest.approx(1 + math.cos(math.pi * 0.99))
 
 
 def test_a_dry_run_counts_parameters_steps_and_bytes_by_hand(small_store: str) -> None:

@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,25 +14,20 @@ import small
 import torch
 from PIL import Image
 
-from lmm.checkpoint import (
-    Run,
-    create_run,
-    load_weights,
-    open_run,
-    read_checkpoint,
-    write_checkpoint,
-)
+import lmm.evaluate.cells
+from lmm.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from lmm.decoder import MaskDecoder, at_size
-from lmm.evaluate import evaluate, write_evaluation, write_masks
+from lmm.evaluate import Wanted, evaluate, write_evaluation, write_masks
 from lmm.evaluate.ceiling import ceiling
-from lmm.losses import to_grey
 from lmm.metrics import score
+from lmm.run import Run, create_run, open_run
 from lmm.settings import TrainSettings
 from lmm.student.network import MaskStudent
 from lmm.train import train
 from pipeline.archive import build_manifest
 from pipeline.encode import encode
 from pipeline.errors import ArtefactError, InputError
+from pipeline.pixels import to_grey
 from pipeline.store import open_store
 from pipeline.tokenizer import load_tokenizer
 
@@ -80,7 +76,7 @@ def test_the_summary_is_the_mean_over_images(run: Run, small_store: str) -> None
 def test_twice_gives_the_same_bytes(run: Run, small_store: str, tmp_path: Path) -> None:
     contents = []
     for name in ("a", "b"):
-        evaluation = evaluate(run, open_store(small_store), "test", CPU, native=True)
+        evaluation = evaluate(run, open_store(small_store), "test", CPU, Wanted(native=True))
         path = write_evaluation(evaluation, tmp_path / name)
         contents.append((path.read_bytes(), path.with_suffix(".json").read_bytes()))
     assert contents[0] == contents[1]
@@ -98,7 +94,9 @@ def test_real_images_scored_twice_give_the_same_bytes(assets: Path, tmp_path: Pa
     train(open_store(url), tmp_path / "run", settings, device=CPU)
     contents = []
     for name in ("a", "b"):
-        evaluation = evaluate(open_run(tmp_path / "run"), open_store(url), "test", CPU, native=True)
+        evaluation = evaluate(
+            open_run(tmp_path / "run"), open_store(url), "test", CPU, Wanted(native=True)
+        )
         path = write_evaluation(evaluation, tmp_path / name)
         contents.append((path.read_bytes(), path.with_suffix(".json").read_bytes()))
     assert contents[0] == contents[1]
@@ -149,7 +147,7 @@ def test_the_table_holds_the_predicted_masks(run: Run, small_store: str) -> None
 @pytest.mark.parametrize("hd95", ["monai", "pooled"])
 def test_the_summary_says_which_hd95_it_holds(run: Run, small_store: str, hd95: str) -> None:
     store = open_store(small_store)
-    evaluation = evaluate(run, store, "test", CPU, hd95=hd95)
+    evaluation = evaluate(run, store, "test", CPU, Wanted(hd95=hd95))
     ids = store.samples["sample_id"].to_list()
     rows = [ids.index(name) for name in evaluation.per_image["sample_id"]]
     expected = score(evaluation.masks, store.array("mask")[0][rows], hd95=hd95)["hd95"]
@@ -161,7 +159,7 @@ def test_native_scores_are_those_of_the_grey_map_at_the_original_s_size(
     run: Run, small_store: str, kl_folder: Path
 ) -> None:
     store = open_store(small_store)
-    evaluation = evaluate(run, store, "test", CPU, native=True)
+    evaluation = evaluate(run, store, "test", CPU, Wanted(native=True))
     decoder = load_tokenizer(str(kl_folder)).autoencoder
     table = evaluation.per_image
     sizes = set()
@@ -212,9 +210,8 @@ def test_the_ceiling_beside_the_scores_is_that_of_the_store(run: Run, small_stor
         store,
         "test",
         CPU,
-        hd95="pooled",
-        with_ceiling=True,
-        progress=lambda *call: calls.append(call),
+        Wanted(hd95="pooled", ceiling=True),
+        lambda *call: calls.append(call),
     )
     count = evaluation.summary["n"]
     found = evaluation.summary["ceiling"]
@@ -233,7 +230,7 @@ def test_the_student_s_scores_stand_beside_the_frozen_decoder_s(
     settings = TrainSettings(loss="compound", epochs=1, batch_size=1, width=16)
     train(store, tmp_path / "run", settings, device=CPU)
     taught = open_run(tmp_path / "run")
-    evaluation = evaluate(taught, store, "test", CPU, with_student=True)
+    evaluation = evaluate(taught, store, "test", CPU, Wanted(student=True))
     student = MaskStudent(4, 8)
     load_weights(student, read_checkpoint(tmp_path / "run" / "student.safetensors")[0])
     rows = store.samples.with_row_index().filter(pl.col("split") == "test").sort("sample_id")
@@ -247,7 +244,7 @@ def test_the_student_s_scores_stand_beside_the_frozen_decoder_s(
     assert found["agreement"] == pytest.approx(score(masks, evaluation.masks)["dsc"].mean())
     assert evaluation.summary["dsc"] == evaluate(taught, store, "test", CPU).summary["dsc"]
     with pytest.raises(ArtefactError, match="has no student"):
-        evaluate(run, store, "test", CPU, with_student=True)
+        evaluate(run, store, "test", CPU, Wanted(student=True))
 
 
 def test_native_without_the_archive_says_where_it_was(
@@ -256,7 +253,7 @@ def test_native_without_the_archive_says_where_it_was(
     store = open_store(small_store)
     store.attributes["root"] = str(tmp_path / "gone")
     with pytest.raises(ArtefactError, match=r"its images were in .*gone, which has gone"):
-        evaluate(run, store, "test", CPU, native=True)
+        evaluate(run, store, "test", CPU, Wanted(native=True))
 
 
 def test_native_with_an_edited_mask_is_refused_by_name(
@@ -268,7 +265,7 @@ def test_native_with_an_edited_mask_is_refused_by_name(
     file = root / store.samples.filter(pl.col("split") == "test")["masks"][0][0]
     Image.fromarray(~np.asarray(Image.open(file))).save(file)
     with pytest.raises(InputError, match="changed since it was ingested"):
-        evaluate(run, store, "test", CPU, native=True)
+        evaluate(run, store, "test", CPU, Wanted(native=True))
 
 
 def test_another_data_set_in_a_store_of_the_same_name_overwrites_nothing(
@@ -319,3 +316,19 @@ def test_the_decoder_thresholds_above_one_half(kl_folder: Path) -> None:
     with torch.no_grad():
         grey = torch.cat([decoder(one[None]) for one in z])
     assert torch.equal(decoder.masks(z), grey > 0.5)
+
+
+def test_split_and_tokenizer_are_read_once_for_all_that_is_scored(
+    run: Run, small_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    for name in ("load_latents", "load_tokenizer_of"):
+        original = getattr(lmm.evaluate.cells, name)
+
+        def counted(*args: Any, _name: str = name, _original: Any = original, **more: Any) -> Any:
+            read.append(_name)
+            return _original(*args, **more)
+
+        monkeypatch.setattr(lmm.evaluate.cells, name, counted)
+    evaluate(run, open_store(small_store), "test", CPU, Wanted(native=True, ceiling=True))
+    assert sorted(read) == ["load_latents", "load_tokenizer_of"]

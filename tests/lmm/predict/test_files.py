@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lmm.checkpoint import Run
 from lmm.predict import Predictor, load
 from lmm.predict.files import predict_files
+from lmm.run import Run
 from pipeline.errors import InputError, UsageError
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)

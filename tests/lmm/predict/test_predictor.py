@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 import lmm.predict
-from lmm.checkpoint import Run, import_checkpoint
-from lmm.evaluate import evaluate
+from lmm.authors import import_checkpoint
+from lmm.evaluate import Wanted, evaluate
 from lmm.model import LatentMappingModel
 from lmm.predict import Predictor, load
 from lmm.predict.files import predict_files
+from lmm.run import Run
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.images import ImageError
 from pipeline.store import open_store
@@ -82,7 +83,7 @@ def test_native_scores_of_evaluate_are_those_of_the_masks_written(
     small_run: Run, model: Predictor, small_store: str, tmp_path: Path
 ) -> None:
     source = open_store(small_store).source()
-    table = evaluate(small_run, open_store(small_store), "test", CPU, native=True).per_image
+    table = evaluate(small_run, open_store(small_store), "test", CPU, Wanted(native=True)).per_image
     rows = {row["sample_id"]: row for row in source.frame.iter_rows(named=True)}
     paths = [source.image_path(rows[name]) for name in table["sample_id"]]
     predict_files(model, paths, tmp_path)

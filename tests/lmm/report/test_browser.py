@@ -9,9 +9,9 @@ import small
 import torch
 from chromium import ENTER, ESCAPE, TAB, Chromium
 
-from lmm.checkpoint import open_run
-from lmm.evaluate import evaluate, write_evaluation
+from lmm.evaluate import Wanted, evaluate, write_evaluation
 from lmm.report import build_report
+from lmm.run import open_run
 from lmm.settings import TrainSettings
 from lmm.train import train
 from pipeline.archive import build_manifest
@@ -42,7 +42,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, kl_folder: Path) -> Path:
     settings = TrainSettings(loss="lm", epochs=1, batch_size=1, width=16)
     train(store, folder / "run", settings, device=CPU)
     run = open_run(folder / "run")
-    evaluation = evaluate(run, store, "test", CPU, native=True, with_ceiling=True)
+    evaluation = evaluate(run, store, "test", CPU, Wanted(native=True, ceiling=True))
     write_evaluation(evaluation, run.path / "evaluate")
     path = folder / "report.html"
     path.write_text(build_report([run], "test")[0], encoding="utf-8")

@@ -16,15 +16,15 @@ import small
 import torch
 from PIL import Image
 
-from lmm.checkpoint import Run, import_checkpoint, open_run
-from lmm.evaluate import evaluate, write_evaluation
+from lmm.authors import import_checkpoint
+from lmm.evaluate import Wanted, evaluate, write_evaluation
 from lmm.evaluate.ceiling import ceiling
 from lmm.metrics import score
 from lmm.model import LatentMappingModel
 from lmm.report import build_report
-from lmm.report.charts import curve, histogram, nice_ticks
-from lmm.report.pictures import FULL_PX, SMALLEST_PX, outline, ranks, side_px
+from lmm.report.pictures import outline, ranks
 from lmm.report.tables import build_rows
+from lmm.run import Run, open_run
 from lmm.settings import TrainSettings
 from lmm.train import train
 from pipeline.archive import build_manifest
@@ -126,40 +126,6 @@ def test_worst_median_and_best_are_those_of_the_scores(scored: tuple[Run, Latent
     ].to_list()
 
 
-def test_a_contour_runs_through_the_middles_of_the_mask_s_edge() -> None:
-    mask = np.zeros((4, 6), dtype=bool)
-    mask[1:3, 2:5] = True
-    # In half pixels: the box is from (4, 2) to (10, 6); its corners are cut from middle to middle.
-    path = re.fullmatch(r"M(\d+) (\d+)l(.*)z", outline(mask))
-    assert path
-    start = [int(path.group(1)), int(path.group(2))]
-    steps = np.array(re.findall(r"-?\d+", path.group(3)), dtype=int).reshape(-1, 2)
-    points = np.cumsum([start, *steps.tolist()], axis=0)
-    expected = {(5, 2), (9, 2), (10, 3), (10, 5), (9, 6), (5, 6), (4, 5), (4, 3)}
-    assert {tuple(point) for point in points.tolist()} == expected
-    assert len(points) == 8
-
-
-def test_every_part_and_hole_of_a_mask_has_its_contour() -> None:
-    mask = np.zeros((12, 12), dtype=bool)
-    mask[1:8, 1:8] = True
-    mask[3:5, 3:5] = False
-    mask[10, 10] = True
-    assert outline(mask).count("M") == outline(mask).count("z") == 3
-    assert outline(np.zeros((5, 5), dtype=bool)) == ""
-    touching = np.eye(2, dtype=bool)  # two pixels that share a corner
-    assert outline(touching).count("M") in (1, 2)
-
-
-def test_the_contour_of_noise_is_drawn_coarser_and_still_spans_the_image() -> None:
-    noise = np.random.default_rng(0).random((224, 224)) < 0.5
-    path = outline(noise)
-    assert 1000 < len(path) <= 10_000
-    starts = np.array(re.findall(r"M(\d+) (\d+)l", path), dtype=int)
-    assert starts.max() <= 448
-    assert (starts.max(axis=0) > 350).all()
-
-
 def test_both_contours_of_an_image_are_those_of_its_masks(
     scored: tuple[Run, LatentStore], page: str
 ) -> None:
@@ -188,13 +154,6 @@ def test_the_image_behind_the_contours_is_the_image(
         # WebP halves the resolution of colour: compare brightness.
         difference = np.asarray(shown.convert("L"), int) - np.asarray(expected.convert("L"), int)
         assert np.abs(difference).mean() < 8
-
-
-def test_many_images_are_kept_smaller_than_few() -> None:
-    assert side_px(130, 224) == FULL_PX
-    assert side_px(130, 64) == 64
-    assert 130 < side_px(400, 224) < FULL_PX
-    assert side_px(100_000, 224) == SMALLEST_PX
 
 
 def test_the_table_quotes_the_evaluation(scored: tuple[Run, LatentStore]) -> None:
@@ -245,40 +204,11 @@ def test_scores_on_the_original_masks_are_a_row_of_their_own(
 ) -> None:
     run, store = scored
     copy = open_run(Path(shutil.copytree(run.path, tmp_path / "run")))
-    evaluation = evaluate(copy, store, "test", CPU, native=True)
+    evaluation = evaluate(copy, store, "test", CPU, Wanted(native=True))
     write_evaluation(evaluation, copy.path / "evaluate")
     page, _ = build_report([copy], "test")
     assert "original masks" in page
     assert f">{evaluation.summary['native']['hd95']:.2f}<small>" in page
-
-
-def test_a_curve_goes_through_its_points() -> None:
-    drawn = curve("loss", [(1, 8.0), (3, 0.0), (5, 4.0)])
-    assert [label for _, label in drawn["ticks"]] == ["0", "2", "4", "6", "8"]
-    # The plot is 306 × 150 from (44, 10): first, middle and last epoch; top, bottom and half.
-    assert drawn["points"] == [("44.0", "10.0"), ("197.0", "160.0"), ("350.0", "85.0")]
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0, 1, [0, 0.5, 1]),
-        (65.5, 84.4, [65, 70, 75, 80, 85]),
-        (3, 3, [3, 4]),
-        (0, 0, [0, 0.5]),
-    ],
-)
-def test_ticks_are_round_and_enclose_the_values(
-    low: float, high: float, expected: list[float]
-) -> None:
-    assert nice_ticks(low, high) == expected
-
-
-def test_the_histogram_counts_every_image_once() -> None:
-    drawn = histogram(np.array([0, 0.049, 0.05, 0.5, 1.0]))
-    counts = [int(bar["says"].split()[0]) for bar in drawn["bars"]]
-    assert counts == [2, 1] + [0] * 8 + [1] + [0] * 8 + [1]
-    assert drawn["median"] == "5.00"
 
 
 def test_a_run_that_was_not_scored_says_how_to_score_it(scored: tuple[Run, LatentStore]) -> None:
@@ -322,7 +252,9 @@ def test_the_table_holds_the_ceiling_that_one_of_the_runs_was_scored_with(
 ) -> None:
     run, store = scored
     copy = open_run(Path(shutil.copytree(run.path, tmp_path / "copy")))
-    write_evaluation(evaluate(copy, store, "test", CPU, with_ceiling=True), copy.path / "evaluate")
+    write_evaluation(
+        evaluate(copy, store, "test", CPU, Wanted(ceiling=True)), copy.path / "evaluate"
+    )
     page, numbers = build_report([run, copy], "test")
     found = ceiling(store, "test", CPU).summary
     rows = rows_of(page)
@@ -401,7 +333,9 @@ def test_two_definitions_of_hd95_share_no_page(
 ) -> None:
     run, store = scored
     copy = open_run(Path(shutil.copytree(run.path, tmp_path / "copy")))
-    write_evaluation(evaluate(copy, store, "test", CPU, hd95="pooled"), copy.path / "evaluate")
+    write_evaluation(
+        evaluate(copy, store, "test", CPU, Wanted(hd95="pooled")), copy.path / "evaluate"
+    )
     with pytest.raises(UsageError, match="different definitions of HD95"):
         build_report([run, copy], "test")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lmm.checkpoint import Run, create_run
 from lmm.report.tables import FORMATS, build_rows, format_table
+from lmm.run import Run, create_run
 from pipeline.errors import ArtefactError, UsageError
 
 

@@ -1,0 +1,209 @@
+"""The loop of training: any learner, batches and selection in, a run with the chosen epoch out."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from lmm.batches import Batches, steps_per_epoch
+from lmm.checkpoint import read_checkpoint, weights_of, write_checkpoint
+from lmm.latents import Latents
+from lmm.run import Run, write_json
+from lmm.selection import is_kept, validate
+from lmm.settings import TrainSettings
+from lmm.step import Learner
+from lmm.student.file import STUDENT_FILE
+from pipeline.errors import UsageError
+from pipeline.files import replace_file
+from pipeline.telling import Progress
+
+Log = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Progressed:
+    """How far a run has come; all loop state beside weights and optimiser."""
+
+    epoch: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    decoder_calls: int = 0  # in training steps
+    val_decoder_calls: int = 0
+    best_epoch: int = 0  # the one that is kept
+    best_dsc: float = 0.0
+    peak_dsc: list[float] = field(default_factory=list)  # of each image, where the mean was highest
+    student_agreement: float | None = None  # at the last validation
+
+
+def fit(
+    run: Run,
+    learner: Learner,
+    batches: Batches,
+    selection: Latents,
+    *,
+    progress: Progress | None = None,
+    log: Log | None = None,
+) -> dict[str, Any]:
+    """Every epoch from the last whole one on, each with its log line, scores and checkpoint.
+
+    An interrupted run goes on to the very weights that the uninterrupted one ends with (on one
+    machine), provided that the batches of an epoch are a function of the epoch.
+
+    learner    as new; a run that has begun puts its weights and state back
+    selection  the clean images whose DSC chooses the epoch
+    progress   called with (steps done, steps in all)
+    log        called with each line of log.jsonl
+    returns    the summary: keys as `gms-lmm train --json` prints them
+    raises     UsageError when the loss is no longer finite
+    """
+    if run.finished:
+        return run.summary()
+    settings = learner.settings
+    with _deterministic(settings.deterministic):
+        state = _restore(run, learner)
+        for epoch in range(state.epoch + 1, settings.epochs + 1):
+            started = time.monotonic()
+            line = _train_epoch(learner, batches, epoch, progress)
+            _require_finite(line, run)
+            state.epoch, state.steps = epoch, learner.steps
+            state.decoder_calls += line["decoder_calls"]
+            if epoch % settings.val_every == 0 or epoch == settings.epochs:
+                line |= _select(run, learner, selection, state)
+            state.seconds += time.monotonic() - started
+            line["seconds"] = state.seconds
+            with (run.path / "log.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            if log:
+                log(line)
+            write_checkpoint(run.path / "last.safetensors", learner.tensors(), asdict(state))
+    return _finish(run, learner, state)
+
+
+def learning_rate(epoch: int, settings: TrainSettings) -> float:
+    """Learning rate of epoch 1…epochs: linear warm-up, then a cosine to zero, by epoch.
+
+    Warm-up takes 5 epochs as in the GMS authors' code, or a tenth of a run shorter than 50.
+    """
+    warmup = min(5, settings.epochs // 10)
+    if epoch <= warmup:
+        return settings.lr * epoch / (warmup + 1)
+    share = (epoch - 1 - warmup) / (settings.epochs - warmup)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _train_epoch(
+    learner: Learner, batches: Batches, epoch: int, progress: Progress | None
+) -> dict[str, Any]:
+    """Every step of one epoch; the epoch's line of the log."""
+    settings = learner.settings
+    started, calls = time.monotonic(), learner.teacher.calls
+    rate = learning_rate(epoch, settings)
+    for group in learner.optimiser.param_groups:
+        group["lr"] = rate
+    losses: dict[str, list[torch.Tensor]] = {}
+    before = learner.steps
+    in_all = settings.epochs * steps_per_epoch(len(batches), settings.batch_size)
+    waited, asked = 0.0, time.monotonic()
+    for batch in batches.epoch(epoch):
+        waited += time.monotonic() - asked
+        for part, loss in learner.step(batch).items():
+            losses.setdefault(part, []).append(loss)
+        if progress:
+            progress(learner.steps, in_all)
+        asked = time.monotonic()
+    # The one host–device synchronisation of an epoch.
+    line = {f"loss_{part}": torch.stack(values).mean().item() for part, values in losses.items()}
+    seconds = time.monotonic() - started
+    return {
+        "epoch": epoch,
+        "lr": rate,
+        "loss_total": sum(line.values()),
+        **line,
+        "steps_per_s": (learner.steps - before) / seconds,
+        "data_wait": waited / seconds,
+        "decoder_calls": learner.teacher.calls - calls,
+    }
+
+
+def _select(run: Run, learner: Learner, selection: Latents, state: Progressed) -> dict[str, float]:
+    """Score the epoch, and keep its weights where it is chosen; its scores for the log."""
+    calls = learner.teacher.calls
+    scores, dsc = validate(learner, selection)
+    state.val_decoder_calls += learner.teacher.calls - calls
+    state.student_agreement = scores.get("student_agreement")
+    peak = np.array(state.peak_dsc)
+    if not peak.size or is_kept(dsc, peak, learner.settings.select_on):
+        state.best_dsc, state.best_epoch = dsc.mean().item(), state.epoch
+        _write_best(run, learner, state)
+    if not peak.size or dsc.mean() > peak.mean():
+        state.peak_dsc = dsc.tolist()
+    return scores
+
+
+def _restore(run: Run, learner: Learner) -> Progressed:
+    """Put learner and log back to the last whole epoch; epoch 0 when there is none."""
+    log = run.path / "log.jsonl"
+    if not (run.path / "last.safetensors").exists():
+        log.unlink(missing_ok=True)
+        return Progressed()
+    tensors, saved = read_checkpoint(run.path / "last.safetensors")
+    learner.load(tensors)
+    state = Progressed(**saved)
+    learner.steps = state.steps
+    # The process may have died between the log line and the checkpoint of an epoch.
+    lines = log.read_text().splitlines()[: state.epoch]
+    replace_file(log, "".join(line + "\n" for line in lines).encode())
+    return state
+
+
+def _write_best(run: Run, learner: Learner, state: Progressed) -> None:
+    progress = {"epoch": state.best_epoch, "dsc": state.best_dsc}
+    write_checkpoint(run.path / "best.safetensors", weights_of(learner.model), progress)
+    if learner.distillation:
+        student = weights_of(learner.distillation.decoder.student)
+        write_checkpoint(run.path / STUDENT_FILE, student, progress)
+
+
+def _require_finite(line: dict[str, Any], run: Run) -> None:
+    bad = [key for key, value in line.items() if not math.isfinite(value)]
+    if bad:
+        raise UsageError(
+            f"{run.path}: {', '.join(bad)} is not finite in epoch {line['epoch']}",
+            "lower --lr, or --precision fp32; --resume goes on from the epoch before",
+        )
+
+
+def _finish(run: Run, learner: Learner, state: Progressed) -> dict[str, Any]:
+    settings = learner.settings
+    summary = {
+        "run": str(run.path),
+        "parameters": sum(weight.numel() for weight in learner.model.parameters()),
+        "epochs": state.epoch,
+        "steps": state.steps,
+        "best_epoch": state.best_epoch,
+        "val_dsc": state.best_dsc if settings.select_on == "val" else None,
+        "select_on": settings.select_on,
+        "select_dsc": state.best_dsc,
+        "seconds": state.seconds,
+        "decoder_calls": state.decoder_calls,
+        "val_decoder_calls": state.val_decoder_calls,
+        "student_agreement": state.student_agreement,
+    }
+    write_json(run.path / "summary.json", summary)
+    return summary

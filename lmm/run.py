@@ -1,0 +1,158 @@
+"""A run on disk: what it was asked to do, its weights, its log, its summary.
+
+run.json           format_version, settings, the store and tokenizer it was trained on, software
+log.jsonl          one JSON object an epoch; the report reads only this
+best.safetensors   weights of the epoch that the selection split chose
+last.safetensors   weights, optimiser state and progress, from which --resume goes on
+summary.json       what `train --json` printed, once the run is finished
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmm.checkpoint import load_weights, read_checkpoint
+from lmm.model import LatentMappingModel
+from lmm.settings import TrainSettings
+from pipeline.errors import ArtefactError, UsageError
+from pipeline.files import replace_file
+from pipeline.store import LatentStore
+
+RUN_FORMAT_VERSION = 1
+_SOFTWARE = ("gms-lmm", "torch", "diffusers", "zarr")
+
+
+@dataclass(frozen=True)
+class Run:
+    """An existing run directory.
+
+    description  the content of run.json
+    """
+
+    path: Path
+    description: dict[str, Any]
+
+    @property
+    def tokenizer(self) -> dict[str, Any] | None:
+        """The tokenizer whose latents the model maps; None for weights imported without one."""
+        tokenizer: dict[str, Any] | None = self.description["tokenizer"]
+        return tokenizer
+
+    @property
+    def imported(self) -> bool:
+        """Whether its weights came from elsewhere: no store, no settings, no log."""
+        return self.description["store"] is None
+
+    @property
+    def finished(self) -> bool:
+        """Whether its last epoch is done, and its summary written."""
+        return (self.path / "summary.json").exists()
+
+    def summary(self) -> dict[str, Any]:
+        """What `train --json` printed; raises ArtefactError when the run is not finished."""
+        if not self.finished:
+            url = self.description["store"]["url"]
+            fix = f"gms-lmm train --latents {url} --out {self.path} … --resume"
+            raise ArtefactError(f"{self.path} is not finished", fix)
+        content: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
+        return content
+
+    def model(self, device: str | torch.device = "cpu") -> LatentMappingModel:
+        """The selected model, in evaluation mode.
+
+        raises  ArtefactError when its weights are gone or damaged, or of another class of model
+        """
+        sizes = self.description["model"]
+        if "class" in sizes:
+            raise ArtefactError(
+                f"{self.path} holds weights of a {sizes['class']}, no LatentMappingModel",
+                "load them into one: lmm.checkpoint.load_weights and read_checkpoint",
+            )
+        weights, _ = read_checkpoint(self.path / "best.safetensors")
+        model = LatentMappingModel(sizes["latent_channels"], sizes["width"])
+        load_weights(model, weights)
+        return model.to(device).eval()
+
+
+def open_run(path: Path) -> Run:
+    """The run at that path; raises ArtefactError when there is none, or one of another format."""
+    file = path / "run.json"
+    if not file.exists():
+        raise ArtefactError(f"no run at {path}", "gms-lmm train --latents STORE --out RUN")
+    description = json.loads(file.read_text())
+    found = description.get("format_version")
+    if found != RUN_FORMAT_VERSION:
+        raise ArtefactError(
+            f"{path} has run format {found}, this version reads format {RUN_FORMAT_VERSION}",
+            "train it again",
+        )
+    return Run(path, description)
+
+
+def create_run(path: Path, description: dict[str, Any]) -> Run:
+    """A new run directory with its run.json; raises UsageError when something else is there."""
+    if path.exists() and any(path.iterdir()):
+        raise UsageError(f"{path} exists and is not a run", "--out a path that does not exist yet")
+    software = {name: version(name) for name in _SOFTWARE}
+    content = {"format_version": RUN_FORMAT_VERSION, **description, "software": software}
+    write_json(path / "run.json", content)
+    return Run(path, content)
+
+
+def start_run(
+    out: Path,
+    store: LatentStore,
+    settings: TrainSettings,
+    *,
+    model_class: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Run:
+    """The run to be trained on a finished store: a new one, or one of the same that exists.
+
+    model_class  what the model is called where it is no LatentMappingModel
+    resume       go on with a run that was not finished
+    overwrite    replace a run that has other settings or another store, instead of refusing it
+    raises       ArtefactError for a run that is another's or was not finished; UsageError when
+                 something else is there
+    """
+    description = _description(store, settings, model_class)
+    if not (out / "run.json").exists():
+        return create_run(out, description)
+    run = open_run(out)
+    for key in ("settings", "store"):
+        theirs, ours = run.description[key], description[key]
+        other = [k for k in ours if k != "url" and (theirs or {}).get(k) != ours[k]]
+        if other and overwrite:
+            shutil.rmtree(out)
+            return create_run(out, description)
+        if other:
+            raise ArtefactError(
+                f"{out} is a run with another {key}: {', '.join(other)} differ",
+                "--out another directory, or --overwrite to train it anew",
+            )
+    if not (run.finished or resume):
+        raise ArtefactError(f"{out} is a run that was not finished", "--resume, or --out another")
+    return run
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace a file as a whole by a JSON object; raises ValueError for what is not finite."""
+    replace_file(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _description(
+    store: LatentStore, settings: TrainSettings, model_class: str | None
+) -> dict[str, Any]:
+    model: dict[str, Any] = {"latent_channels": store.latent_shape[0], "width": settings.width}
+    return {
+        "model": model if model_class is None else {**model, "class": model_class},
+        "settings": asdict(settings),
+        "store": {"url": store.url, "size": store.size, "receipt": store.receipt()},
+        "tokenizer": store.tokenizer,
+    }

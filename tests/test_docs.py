@@ -9,6 +9,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PACKAGES = ("pipeline", "lmm", "cli")
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in (".", "docs", *PACKAGES)
+    for path in (ROOT / folder).glob("*.md")
+)
 
 
 def first_line(module: Path) -> str:
@@ -47,15 +52,22 @@ def test_the_tree_of_a_package_is_what_its_modules_say_of_themselves(package: st
     assert tree_of(package) == modules_of(package)
 
 
-def test_every_command_in_the_readme_exists() -> None:
+def test_every_command_is_listed_and_every_one_named_exists() -> None:
     from cli.main import COMMANDS
 
-    named = set(re.findall(r"gms-lmm ([a-z-]+)(?= |`|$)", README))
+    listed = (ROOT / "docs" / "commands.md").read_text()
+    named, every = (
+        set(re.findall(r"gms-lmm ([a-z-]+)(?= |`|$)", text)) for text in (README, listed)
+    )
     assert named <= {*COMMANDS}, named - {*COMMANDS}
-    assert {*COMMANDS} <= named, {*COMMANDS} - named
+    assert every == {*COMMANDS}
 
 
-@pytest.mark.parametrize("readme", ["README.md", *(f"{package}/README.md" for package in PACKAGES)])
-def test_links_within_the_repository_lead_somewhere(readme: str) -> None:
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)\)", (ROOT / readme).read_text()):
-        assert (ROOT / readme).parent.joinpath(target).exists(), target
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_within_the_repository_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)\)", (ROOT / page).read_text()):
+        assert (ROOT / page).parent.joinpath(target).exists(), target

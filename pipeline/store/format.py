@@ -37,6 +37,7 @@ _DECODERS = {
     ZstdCodec: numcodecs.Zstd(),
     PackBits: numcodecs.PackBits(),
 }
+_BYTES = (BytesCodec(endian="little"), BytesCodec(endian=None))  # None: of one byte each
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def array_layouts(
 def open_arrays(group: zarr.Group, url: str) -> dict[str, zarr.Array[Any]]:
     """The arrays of a store's group by name, in the order of a cell's checksums.
 
-    raises  ArtefactError for a codec, or an order of codecs, that cannot be decoded here
+    raises  ArtefactError naming the codec that cannot be decoded here
     """
     arrays: dict[str, zarr.Array[Any]] = {}
     with packed_bits():
@@ -129,7 +130,7 @@ def open_arrays(group: zarr.Group, url: str) -> dict[str, zarr.Array[Any]]:
 
 def _require_known_codecs(array: zarr.Array[Any], url: str, name: str) -> None:
     for codec in array.metadata.codecs:  # type: ignore[union-attr]
-        if type(codec) not in _DECODERS and codec not in (BytesCodec(), BytesCodec(endian=None)):
+        if type(codec) not in _DECODERS and codec not in _BYTES:
             raise _unknown_codec(url, name, repr(codec.to_dict()["name"]))
 
 

@@ -114,7 +114,7 @@ def sweep_partitions(url: str) -> dict[str, dict[str, Any]]:
         lock = _lock_at(fs, str(path), "sweep", wait_s=0)
         if lock.take():
             lock.release()
-        elif owner := lock.owner():
+        elif (owner := lock.owner()) is not None:
             living[url + str(path).removeprefix(root)] = owner
     return living
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from cli.main import main
 from pipeline.manifest import write_manifest
+from pipeline.store.lock import writer_lock
 
 
 def run(*words: str) -> Result:
@@ -80,11 +80,11 @@ def test_partitions_are_shares_and_nothing_else(words: list[str]) -> None:
 
 
 def test_second_writer_is_told_who_holds_the_store(words: list[str]) -> None:
-    owner = {"what": "encode", "pid": os.getpid(), "host": socket.gethostname()}
-    Path(f"{words[2]}.lock").write_text(json.dumps({**owner, "since": 0.0, "alive": 0.0}))
-    result = run(*words)
+    with writer_lock(words[2]):
+        result = run(*words)
     assert result.exit_code == 4
     assert f"held by encode, process {os.getpid()}" in result.stderr
+    assert f"if it is long gone, remove {words[2]}.lock" in result.stderr.replace("\n", " ")
 
 
 def test_stores_differ_in_what_is_named(words: list[str], tmp_path: Path) -> None:

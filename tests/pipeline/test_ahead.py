@@ -51,3 +51,20 @@ def test_nothing_ahead_is_done_in_the_reader_s_own_thread_when_it_asks() -> None
     assert done == []
     assert next(results) == threading.current_thread().name
     assert done == [0]
+
+
+def test_what_is_not_begun_when_the_reader_stops_is_never_done() -> None:
+    begun: list[int] = []
+    go_on = threading.Event()
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item:
+            go_on.wait(60)
+        return item
+
+    results = map_ahead(work, range(500), ahead=500)
+    assert next(results) == 0
+    threading.Timer(1, go_on.set).start()
+    results.close()  # type: ignore[attr-defined]  # waits for those that are begun
+    assert len(begun) < 100

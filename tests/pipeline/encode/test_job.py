@@ -10,11 +10,13 @@ import small
 import torch
 import zarr
 from diffusers import AutoencoderTiny
-from encoded import counts, files, run
+from encoded import Stressed, counts, files, run
 from PIL import Image
 
 from pipeline.encode import encode
 from pipeline.errors import UsageError
+from pipeline.manifest import Manifest
+from pipeline.samples import decode_sample
 from pipeline.store import open_store
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 
@@ -56,6 +58,30 @@ def test_cells_are_what_the_tokenizer_makes_of_pillows_pixels(
     np.testing.assert_allclose(group["image_mean"][0, 1], posterior.mean[0], **close)
     np.testing.assert_allclose(group["image_std"][0, 1], posterior.std[0], **close)
     np.testing.assert_allclose(group["mask_mean"][0, 1], posterior.mean[1], **close)
+
+
+@pytest.mark.usefixtures("three_shards")
+def test_at_most_one_block_is_decoded_ahead_of_the_one_in_hand(
+    raw: Path, url: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    seen: list[int] = []
+
+    def decode(manifest: Manifest, row: dict[str, Any], size: int) -> Any:
+        begun.append(row["sample_id"])
+        return decode_sample(manifest, row, size)
+
+    def encode_counting(pixels: torch.Tensor, precision: str) -> Any:
+        seen.append(len(begun))
+        return tokenizer.encode(pixels, precision)
+
+    monkeypatch.setattr("pipeline.encode.job.decode_sample", decode)
+    stressed: Any = Stressed(tokenizer, encode_counting)
+    run(small.ingest(raw), url, stressed, views=1, batch_size=2)
+    assert len(seen) == 3
+    assert 2 <= seen[0] <= 4
+    assert 4 <= seen[1] <= seen[2] == 6
+    assert sorted(begun) == sorted(small.SAMPLES)
 
 
 def test_second_run_encodes_nothing_and_touches_no_file(

@@ -172,6 +172,14 @@ def test_locks_of_dead_partitions_are_swept_and_those_of_the_living_are_not(
     assert [path.name for path in Path(url).parent.iterdir()] == ["busi.zarr.2-of-2.lock"]
 
 
+def test_partition_that_has_not_signed_yet_is_living_too(url: str) -> None:
+    with partition_lock(url, Partition(1, 2)):
+        Path(f"{url}.1-of-2.lock").write_text("")
+        with pytest.raises(ArtefactError, match="held by an unknown writer"), writer_lock(url):
+            pass
+        assert Path(f"{url}.1-of-2.lock").exists()
+
+
 def test_partition_is_refused_twice_and_beside_another_count(url: str) -> None:
     with partition_lock(url, Partition(1, 2)):
         for other in (Partition(1, 2), Partition(2, 3)):

@@ -1,13 +1,23 @@
 """A run and a store in, scores of every image out."""
 
+from lmm.evaluate.cells import read_cells
 from lmm.evaluate.files import evaluation_name, read_evaluations, read_per_image
-from lmm.evaluate.scoring import Evaluation, Wanted, evaluate, write_evaluation, write_masks
+from lmm.evaluate.scoring import (
+    Evaluation,
+    Wanted,
+    evaluate,
+    predict,
+    write_evaluation,
+    write_masks,
+)
 
 __all__ = [
     "Evaluation",
     "Wanted",
     "evaluate",
     "evaluation_name",
+    "predict",
+    "read_cells",
     "read_evaluations",
     "read_per_image",
     "write_evaluation",

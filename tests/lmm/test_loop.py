@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from lmm.batches import open_batches
 from lmm.checkpoint import load_weights, read_checkpoint
 from lmm.decoder import MaskDecoder
-from lmm.evaluate.cells import read_cells
-from lmm.evaluate.scoring import predict
+from lmm.evaluate import predict, read_cells
 from lmm.latents import Batch, load_latents
 from lmm.loop import fit, learning_rate
 from lmm.run import open_run, start_run

@@ -9,8 +9,7 @@ import torch
 from lmm.decoder import THRESHOLD, at_size
 from lmm.metrics import HD95, score
 from pipeline.errors import ArtefactError
-from pipeline.images import read_union
-from pipeline.samples import require_same_bytes
+from pipeline.samples import read_truth, require_same_bytes
 from pipeline.store import LatentStore
 
 
@@ -39,7 +38,7 @@ class Originals:
         rows = self._rows[first : first + len(greys)]
         scored = []
         for grey, row in zip(greys.cpu().numpy(), rows, strict=True):
-            truth = read_union(self._source.mask_paths(row), labels=self._source.labels)
+            truth = read_truth(self._source, row)
             prediction = at_size(grey, *truth.shape) > THRESHOLD
             scores = score(prediction[None], truth[None], hd95=hd95)
             scored.append({name: values[0] for name, values in scores.items()})

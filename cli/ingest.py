@@ -1,5 +1,6 @@
 """gms-lmm ingest: a raw data set becomes a manifest, or one list of all that is wrong with it."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +27,19 @@ def _shares(
     except ValueError:
         raise click.BadParameter(f"{value!r} is not two shares such as 0.8/0.2") from None
     return train, test
+
+
+def _window(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, int] | None:
+    """The two values of --window, as 0,4095; None for auto."""
+    if value == "auto":
+        return None
+    try:
+        low, high = (int(level) for level in {"full": "0,65535"}.get(value, value).split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not auto, full or two values: 0,4095") from None
+    if not 0 <= low < high <= 65535:
+        raise click.BadParameter(f"{value!r} does not rise within 0 to 65535")
+    return low, high
 
 
 @click.command("ingest")
@@ -60,9 +74,14 @@ def _shares(
 @click.option(
     "--val-fraction",
     type=float,
-    default=VAL_FRACTION,
-    show_default=True,
-    help="Share of train, 0 to 1, held out as val by whole groups.",
+    help="Share of train, 0 to 1, held out as val by whole groups."
+    f"  [default: {VAL_FRACTION}; 0 with --folds]",
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(2),
+    help="Deal what is not test into this many folds, one of which a training takes as val."
+    "  [default: none]",
 )
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of the draw, an integer."
@@ -79,10 +98,41 @@ def _shares(
     help="Layout pairs: what a mask's name has after its image's, such as _mask.  [default: none]",
 )
 @click.option(
+    "--foreground",
+    metavar="COLOUR",
+    help="Colour of the masks' foreground, such as '#ff0000' or red.  [default: what is not black]",
+)
+@click.option(
+    "--window",
+    callback=_window,
+    default="auto",
+    show_default=True,
+    metavar="auto|full|LOW,HIGH",
+    help="Values of 16-bit images that become black and white; auto is 0 and the highest of as few "
+    "bits (8, 10, 12, 14, 16) as hold the whole data set.",
+)
+@click.option(
+    "--no-twins", is_flag=True, help="Do not look for images that are alike but for their bytes."
+)
+@click.option(
+    "--twin-sheet",
+    type=click.Path(path_type=Path),
+    help="Draw the twins that stand in two splits, or all if none does, side by side, as PNG or"
+    " whatever the suffix says.  [default: none]",
+)
+@click.option(
     "--skip-bad", is_flag=True, help="Leave out what is at fault, by name, instead of failing."
 )
 @json_option
-def command(root: str, layout: str, output: str, as_json: bool, **options: Any) -> None:
+def command(
+    root: str,
+    layout: str,
+    output: str,
+    no_twins: bool,
+    twin_sheet: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Check every image and mask under ROOT and write the manifest of the data set.
 
     \b
@@ -93,9 +143,14 @@ def command(root: str, layout: str, output: str, as_json: bool, **options: Any) 
     from pipeline.archive.checks import fault_lines
     from pipeline.manifest import write_manifest
 
-    with progress_bar("checking", "samples") as progress:
-        ingest = build_manifest(root, layout, progress=progress, **options)
+    if no_twins and twin_sheet:
+        raise click.UsageError("--no-twins leaves nothing to draw: leave out --twin-sheet")
+    with progress_bar("ingest", "samples") as progress:
+        options |= {"progress": progress, "twin_progress": progress}  # the bar fills twice
+        ingest = build_manifest(root, layout, twins=not no_twins, **options)
     write_manifest(ingest.manifest, output)
+    if twin_sheet:
+        _draw(ingest, twin_sheet)
     for note in ingest.notes:
         say(f"note: {note}")
     if ingest.quarantined:
@@ -107,6 +162,8 @@ def command(root: str, layout: str, output: str, as_json: bool, **options: Any) 
 def _result(ingest: "Ingest", output: str) -> dict[str, Any]:
     import polars as pl
 
+    from pipeline.archive.notes import count_twins
+
     frame = ingest.manifest.frame
     return {
         "samples": frame.height,
@@ -117,6 +174,9 @@ def _result(ingest: "Ingest", output: str) -> dict[str, Any]:
         ],
         "by_class": _by_class(frame),
         "groups": frame.get_column("group_id").n_unique(),
+        "twins": None if ingest.twins is None else count_twins(frame),
+        "folds": _fold_sizes(frame),
+        "window": ingest.manifest.window,
         "multi_mask": frame.filter(pl.col("masks").list.len() > 1).height,
         "notes": list(ingest.notes),
         "split": ingest.manifest.settings["split"],
@@ -124,6 +184,24 @@ def _result(ingest: "Ingest", output: str) -> dict[str, Any]:
         "digest": ingest.manifest.digest,
         "output": output,
     }
+
+
+def _draw(ingest: "Ingest", path: Path) -> None:
+    from pipeline.archive.twin_sheet import PAIRS_SHOWN, choose_twins, draw_twins
+    from pipeline.sheet import write_sheet
+
+    chosen = choose_twins(ingest.manifest, ingest.twins or ())
+    if not chosen:
+        say(f"no twins: {path} is not written")
+        return
+    write_sheet(draw_twins(ingest.manifest, chosen), path)
+    say(f"{path}: {min(len(chosen), PAIRS_SHOWN)} of {len(ingest.twins or ())} pairs of twins")
+
+
+def _fold_sizes(frame: "pl.DataFrame") -> list[int] | None:
+    """Samples of fold 0, 1, …; None without folds."""
+    folds = frame.get_column("fold").drop_nulls()
+    return folds.value_counts().sort("fold").get_column("count").to_list() or None
 
 
 def _by_class(frame: "pl.DataFrame") -> dict[str, int]:
@@ -148,3 +226,5 @@ def _show(frame: "pl.DataFrame", output: str) -> None:
         covered = part.get_column("foreground_fraction").sum() / max(part.height, 1)
         table.add_row(split, str(part.height), str(groups), f"{100 * covered:.1f}", classes)
     Console(highlight=False).print(table)
+    if sizes := _fold_sizes(frame):
+        click.echo(f"folds of {', '.join(map(str, sizes))} samples")

@@ -3,13 +3,12 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from pipeline.augment import apply_views, draw_views
 from pipeline.errors import UsageError
@@ -18,11 +17,10 @@ from pipeline.images import ImageU8, Mask
 from pipeline.manifest import Manifest
 from pipeline.pixels import mask_pixels, pm1_of, to_grey, to_pm1, to_u8
 from pipeline.samples import decode_sample
+from pipeline.sheet import Tile, draw_sheet
 from pipeline.telling import Progress
 from pipeline.tokenizer import Tokenizer, require_multiple
 
-GAP_PX, CAPTION_PX, FONT_PX = 8, 18, 12
-PAPER, INK = (255, 255, 255), (40, 40, 40)
 CONTOUR = (0, 230, 118)  # a green that neither ultrasound nor dermatoscopy has
 
 
@@ -47,12 +45,6 @@ class Preview:
 
     sheet: Image.Image
     rows: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Tile:
-    caption: str
-    pixels: ImageU8
 
 
 def draw_preview(
@@ -87,20 +79,7 @@ def draw_preview(
         rows.append({"sample_id": row["sample_id"], "split": row["split"], **_numbers(trip)})
         if progress:
             progress(len(rows), len(chosen))
-    return Preview(_sheet(tiles, size), rows)
-
-
-def write_sheet(sheet: Image.Image, path: Path) -> None:
-    """Write a sheet in the format of the path's suffix.
-
-    raises  UsageError when the place cannot be written or the suffix is none of an image
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{path} cannot be written: {reason}", "--output sheet.png") from error
+    return Preview(draw_sheet(tiles, size), rows)
 
 
 def spread(rows: int, wanted: int) -> list[int]:
@@ -183,26 +162,3 @@ def _numbers(trip: RoundTrip | None) -> dict[str, Any]:
         return {}
     # JSON has no infinity.
     return {"dsc": trip.dsc, "psnr_db": trip.psnr_db if math.isfinite(trip.psnr_db) else None}
-
-
-def _sheet(tiles: list[list[Tile]], size: int) -> Image.Image:
-    """Tiles in a grid, each under its caption."""
-    columns = max(len(row) for row in tiles)
-    step_x, step_y = size + GAP_PX, size + CAPTION_PX + GAP_PX
-    sheet = Image.new("RGB", (GAP_PX + columns * step_x, GAP_PX + len(tiles) * step_y), PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_PX)
-    for y, row in enumerate(tiles):
-        for x, tile in enumerate(row):
-            left, top = GAP_PX + x * step_x, GAP_PX + y * step_y
-            draw.text((left, top), _fitted(tile.caption, draw, font, size), INK, font)
-            sheet.paste(Image.fromarray(tile.pixels), (left, top + CAPTION_PX))
-    return sheet
-
-
-def _fitted(words: str, draw: ImageDraw.ImageDraw, font: Any, width_px: int) -> str:
-    """The words, cut short with an ellipsis where they are wider than their tile."""
-    if draw.textlength(words, font) <= width_px:
-        return words
-    while words and draw.textlength(f"{words}…", font) > width_px:
-        words = words[:-1]
-    return f"{words}…"

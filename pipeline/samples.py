@@ -1,6 +1,6 @@
 """A sample's files to its pixels, when they are still the bytes that were ingested."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.ahead import map_ahead
 from pipeline.errors import InputError
 from pipeline.files import sha256_of
-from pipeline.images import ImageU8, read_image, read_union, resize_image, resize_mask
+from pipeline.images import ImageU8, Mask, read_image, read_union, resize_image, resize_mask
 from pipeline.manifest import Manifest
 
 
@@ -23,8 +23,14 @@ def decode_sample(
     image_path, mask_paths = manifest.image_path(row), manifest.mask_paths(row)
     require_same_bytes([image_path], row["image_sha256"])
     require_same_bytes(mask_paths, row["mask_sha256"])
-    image = resize_image(read_image(image_path), size)
-    return image, resize_mask(read_union(mask_paths, labels=manifest.labels), size)
+    image = resize_image(read_image(image_path, manifest.window), size)
+    return image, resize_mask(read_truth(manifest, row), size)
+
+
+def read_truth(manifest: Manifest, row: Mapping[str, Any]) -> Mask:
+    """One sample's mask at its own size, (H, W) bool, read as the data set's masks are to be."""
+    paths = manifest.mask_paths(row)
+    return read_union(paths, labels=manifest.labels, foreground=manifest.foreground)
 
 
 def require_same_bytes(paths: list[Path], ingested_sha256: str) -> None:

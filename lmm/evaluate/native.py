@@ -9,8 +9,7 @@ import torch
 from lmm.decoder import THRESHOLD, at_size
 from lmm.metrics import HD95, Scores, score
 from pipeline.errors import ArtefactError
-from pipeline.images import read_union
-from pipeline.samples import require_same_bytes
+from pipeline.samples import read_truth, require_same_bytes
 from pipeline.store import LatentStore
 
 
@@ -41,7 +40,7 @@ class Originals:
         first = len(self._scored)
         rows = self._rows[first : first + len(greys)]
         for grey, row in zip(greys.cpu().numpy(), rows, strict=True):
-            truth = read_union(self._source.mask_paths(row), labels=self._source.labels)
+            truth = read_truth(self._source, row)
             prediction = at_size(grey, *truth.shape) > THRESHOLD
             self._scored.append(score(prediction[None], truth[None], hd95=self._hd95))
 

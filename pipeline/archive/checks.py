@@ -4,11 +4,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.ahead import map_ahead
 from pipeline.archive.pairing import Entry, Fault
+from pipeline.archive.twins import thumbnail
 from pipeline.errors import InputError
 from pipeline.files import sha256_of
-from pipeline.images import ImageError, read_image, read_union
+from pipeline.images import ImageError, read_pixels, read_union
 from pipeline.telling import SHOWN, Progress, some_of
 
 Row = dict[str, Any]
@@ -38,15 +41,19 @@ def check_files(
     entries: Sequence[Entry],
     *,
     labels: bool = False,
+    foreground: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[Row], list[Fault]]:
     """What each sample's files hold, as manifest rows without dataset and split; and all faults.
+
+    A row also has `thumbnail`, for `find_twins`, and `highest`: the highest value of an image of
+    16 bits, None of any other. Masks are read by `labels` and `foreground` as `read_mask` does.
 
     Threads, since Pillow decodes outside the interpreter's lock. `progress` is called with
     (samples done, samples in all), in the caller's thread.
     """
     checked: list[tuple[Row | None, list[Fault]]] = []
-    for result in map_ahead(lambda entry: _check(home, entry, labels), entries):
+    for result in map_ahead(lambda entry: _check(home, entry, labels, foreground), entries):
         checked.append(result)
         if progress:
             progress(len(checked), len(entries))
@@ -77,15 +84,17 @@ def _headline(root: Path, faults: Sequence[Fault], total: int) -> str:
     return f"the split does not fit the {total} samples in {root}; nothing was written:"
 
 
-def _check(home: Path, entry: Entry, labels: bool) -> tuple[Row | None, list[Fault]]:
+def _check(
+    home: Path, entry: Entry, labels: bool, foreground: str | None
+) -> tuple[Row | None, list[Fault]]:
     faults: list[Fault] = []
     image = mask = None
     try:
-        image = read_image(entry.image)
+        image = read_pixels(entry.image)
     except ImageError as error:
         faults.append(_fault(home, entry, error.path, error.kind, error.detail))
     try:
-        mask = read_union(entry.masks, labels=labels)
+        mask = read_union(entry.masks, labels=labels, foreground=foreground)
     except ImageError as error:
         faults.append(_fault(home, entry, error.path, error.kind, error.detail))
     if image is None or mask is None:
@@ -106,6 +115,8 @@ def _check(home: Path, entry: Entry, labels: bool) -> tuple[Row | None, list[Fau
         "image_sha256": sha256_of([entry.image]),
         "mask_sha256": sha256_of(entry.masks),
         "foreground_fraction": float(mask.mean()),
+        "thumbnail": thumbnail(image),
+        "highest": int(image.max()) if image.dtype == np.uint16 else None,
     }
     return row, faults
 

@@ -8,6 +8,7 @@ import polars as pl
 
 from pipeline.archive.checks import IngestError, Row, check_files
 from pipeline.archive.layouts import Layout, find_home, layout_named, scan_layout
+from pipeline.archive.notes import notes_on
 from pipeline.archive.pairing import Fault
 from pipeline.archive.split_files import match_splits, read_split_file
 from pipeline.archive.splits import (
@@ -15,21 +16,29 @@ from pipeline.archive.splits import (
     VAL_FRACTION,
     assign_splits,
     check_shares,
+    draw_folds,
     hold_out_val,
-    tie_duplicates,
+    tie_groups,
 )
+from pipeline.archive.twins import THRESHOLD, Twin, find_twins
 from pipeline.errors import InputError, UsageError
-from pipeline.manifest import SCHEMA, SETTINGS, SPLITS, Manifest
+from pipeline.images import FULL, Window, parse_colour, window_of
+from pipeline.manifest import SCHEMA, SETTINGS, Manifest
 from pipeline.telling import Progress
 
 
 @dataclass(frozen=True, eq=False)
 class Ingest:
-    """A manifest as built, what was left out of it and why, and what is worth knowing of it."""
+    """A manifest as built, what was left out of it and why, and what is worth knowing of it.
+
+    twins      pairs of the manifest's samples whose images are alike, best first; None where they
+               were not looked for
+    """
 
     manifest: Manifest
     quarantined: tuple[Fault, ...]
     notes: tuple[str, ...]
+    twins: tuple[Twin, ...] | None
 
 
 def build_manifest(
@@ -39,56 +48,121 @@ def build_manifest(
     name: str | None = None,
     split: tuple[float, float] | None = None,
     split_file: str | Path | None = None,
-    val_fraction: float = VAL_FRACTION,
+    val_fraction: float | None = None,
+    folds: int | None = None,
     seed: int = 0,
     skip_bad: bool = False,
     include_normal: bool = False,
     mask_suffix: str = "",
+    foreground: str | None = None,
+    window: Window | None = None,
+    twins: bool = True,
     progress: Progress | None = None,
+    twin_progress: Progress | None = None,
 ) -> Ingest:
     """Scan an archive, pair and check every file, and give every sample a split.
 
     The split is that of `split_file`, or drawn in the shares of `split`; with neither it is the
-    archive's official one, or drawn in SPLIT where it has none. Byte-identical images are never
-    drawn apart. val is held out of train unless the split names one.
+    archive's official one, or drawn in SPLIT where it has none. val is held out of train unless
+    the split names one. Whatever is drawn keeps together byte-identical images, twins and the
+    samples of one group.
 
-    name       what `dataset` says; the layout's name when None
-    skip_bad   leave out whatever is at fault, by name, instead of raising; of identical images in
-               two published splits, those outside test are left out
-    progress   called with (samples checked, samples in all)
-    raises     InputError with every fault at once; UsageError for options that do not fit
+    name           what `dataset` says; the layout's name when None
+    val_fraction   share of train; VAL_FRACTION when None, and 0 with folds
+    folds          deal all that is not test into so many folds, whose split is train
+    skip_bad       leave out whatever is at fault, by name, instead of raising; of identical images
+                   in two published splits, those outside test are left out
+    foreground     colour of the masks' foreground, as `parse_colour` reads it
+    window         of 16-bit images; None for `window_of` the highest value of them all
+    twins          whether to look for images that are alike
+    progress       called with (samples checked, samples in all)
+    twin_progress  called with (images searched for twins, images in all)
+    raises         InputError with every fault at once; UsageError for options that do not fit
     """
-    if split and split_file:
-        raise UsageError("--split and --split-file exclude each other", "give one of them")
-    check_shares(split or SPLIT, val_fraction)
     known = layout_named(layout)
+    colour = _colour(foreground, known)
+    held_out = _held_out(val_fraction, folds)
+    check_shares(split or SPLIT, held_out)
     home = find_home(Path(root).resolve(), known)
     named, origin = _published(known, home, split, split_file)
     scan = scan_layout(home, known, include_normal=include_normal, mask_suffix=mask_suffix)
-    rows, found = check_files(home, scan.entries, labels=known.labels, progress=progress)
+    rows, found = check_files(
+        home, scan.entries, labels=known.labels, foreground=colour, progress=progress
+    )
+    pairs = _find_twins(rows, twin_progress) if twins else []
     faults = [*scan.faults, *found]
     sample_ids = {entry.sample_id for entry in scan.entries} | _spoiled(scan.faults)
     if named is None:
-        splits = assign_splits(_units(rows), split or SPLIT, val_fraction, seed)
+        splits = assign_splits(_units(rows, pairs), split or SPLIT, held_out, seed)
     else:
         placed, misplaced = _placed(named, origin, sample_ids, _spoiled(faults))
         rows = [row for row in rows if row["sample_id"] in placed]
-        splits = hold_out_val(placed, _units(rows), val_fraction, seed)
+        splits = hold_out_val(placed, _units(rows, pairs), held_out, seed)
         faults += [*misplaced, *_torn_duplicates(rows, splits)]
     if faults and not skip_bad:
         raise IngestError(home, faults, len(sample_ids))
-    frame = _frame(rows, splits, name or layout, without=_spoiled(faults))
-    if frame.is_empty():
+    rows = [row for row in rows if row["sample_id"] not in _spoiled(faults)]
+    _require_some(rows, home, colour)
+    pairs = _among(rows, pairs)
+    frame = _frame(rows, splits, name or layout, pairs)
+    if folds:
+        frame = _in_folds(frame, _units(rows, pairs), folds, seed)
+    searched = f"found at {THRESHOLD}" if twins else "not looked for"
+    settings = dict(zip(SETTINGS, (origin, str(held_out), str(seed), searched), strict=True))
+    chosen, window_notes = _window(rows, window)
+    manifest = Manifest(frame, home, layout, known.labels, settings, chosen, colour)
+    notes = (*scan.notes, *window_notes, *notes_on(manifest))
+    return Ingest(manifest, tuple(faults), notes, tuple(pairs) if twins else None)
+
+
+def _colour(foreground: str | None, layout: Layout) -> str | None:
+    if foreground and layout.labels:
+        message = f"masks of {layout.name} hold labels, not colours"
+        raise UsageError(message, "leave out --foreground")
+    return parse_colour(foreground) if foreground else None
+
+
+def _held_out(val_fraction: float | None, folds: int | None) -> float:
+    if folds and val_fraction:
+        message = "--folds and --val-fraction exclude each other"
+        raise UsageError(message, "leave out --val-fraction: a training takes one fold as val")
+    return (0.0 if folds else VAL_FRACTION) if val_fraction is None else val_fraction
+
+
+def _require_some(rows: Sequence[Row], home: Path, colour: str | None) -> None:
+    if not rows:
         raise InputError(f"{home}: no sample is left", "run without --skip-bad, mend what it lists")
-    settings = dict(zip(SETTINGS, (origin, str(val_fraction), str(seed)), strict=True))
-    manifest = Manifest(frame, home, layout, known.labels, settings)
-    return Ingest(manifest, tuple(faults), (*scan.notes, *_notes(frame, origin)))
+    if colour and not any(row["foreground_fraction"] for row in rows):
+        message = f"{home}: no mask has a pixel of the colour {colour}"
+        raise InputError(message, "without --foreground, ingest names the colours it finds")
+
+
+def _find_twins(rows: Sequence[Row], progress: Progress | None) -> list[Twin]:
+    return find_twins({row["sample_id"]: row["thumbnail"] for row in rows}, progress=progress)
+
+
+def _among(rows: Sequence[Row], pairs: Sequence[Twin]) -> list[Twin]:
+    """The twins of which both are there."""
+    here = {row["sample_id"] for row in rows}
+    return [twin for twin in pairs if twin.first in here and twin.second in here]
+
+
+def _window(rows: Sequence[Row], wanted: Window | None) -> tuple[Window | None, tuple[str, ...]]:
+    """The window for every image of the data set, and a note on how it came about."""
+    deep = [row["highest"] for row in rows if row["highest"] is not None]
+    if not deep:
+        return None, ("no image is of 16 bits: the window changes nothing",) if wanted else ()
+    low, high = wanted or window_of(max(deep))
+    note = f"{len(deep)} images of 16 bits, highest value {max(deep)}: {low} is black, {high} white"
+    return None if (low, high) == FULL else (low, high), (note,)
 
 
 def _published(
     layout: Layout, home: Path, split: tuple[float, float] | None, split_file: str | Path | None
 ) -> tuple[dict[str, str] | None, str]:
     """Names with their published split, or None where it is to be drawn; and where it is from."""
+    if split and split_file:
+        raise UsageError("--split and --split-file exclude each other", "give one of them")
     if split_file:
         return read_split_file(Path(split_file)), Path(split_file).name
     official = None if split else layout.official(home)
@@ -100,10 +174,15 @@ def _spoiled(faults: Iterable[Fault]) -> set[str]:
     return {fault.sample_id for fault in faults if fault.sample_id is not None}
 
 
-def _units(rows: Sequence[Row]) -> dict[str, str]:
+def _units(rows: Sequence[Row], pairs: Sequence[Twin]) -> dict[str, str]:
     """The groups that a draw keeps whole."""
     groups = {row["sample_id"]: row["group_id"] for row in rows}
-    return tie_duplicates(groups, {row["sample_id"]: row["image_sha256"] for row in rows})
+    copies: dict[str, str] = {}
+    ties = [
+        (copies.setdefault(row["image_sha256"], row["sample_id"]), row["sample_id"]) for row in rows
+    ]
+    ties += [(twin.first, twin.second) for twin in _among(rows, pairs)]
+    return tie_groups(groups, ties)
 
 
 def _placed(
@@ -152,30 +231,23 @@ def _torn_duplicates(rows: Sequence[Row], splits: Mapping[str, str]) -> list[Fau
 
 
 def _frame(
-    rows: Sequence[Row], splits: Mapping[str, str], dataset: str, without: set[str]
+    rows: Sequence[Row], splits: Mapping[str, str], dataset: str, pairs: Sequence[Twin]
 ) -> pl.DataFrame:
+    alone = {row["sample_id"]: row["sample_id"] for row in rows}
+    twin_group = tie_groups(alone, ((twin.first, twin.second) for twin in pairs))
     complete = [
-        row | {"dataset": dataset, "split": splits[row["sample_id"]]}
-        for row in rows
-        if row["sample_id"] not in without
+        {name: row.get(name) for name in SCHEMA}
+        | {"dataset": dataset, "split": splits[sample], "twin_group": twin_group[sample]}
+        for sample, row in ((row["sample_id"], row) for row in rows)
     ]
     return pl.DataFrame(complete, schema=SCHEMA).sort("sample_id")
 
 
-def _notes(frame: pl.DataFrame, origin: str) -> list[str]:
-    """What is no fault but worth knowing."""
-    notes = []
-    groups = frame.group_by("group_id").agg(pl.col("split").n_unique())
-    if torn := groups.filter(pl.col("split") > 1).height:
-        notes.append(f"{torn} of {groups.height} groups stand in several splits ({origin})")
-    alike = frame.group_by("image_sha256").agg(pl.col("sample_id").sort())
-    notes += [
-        f"identical images, in one split: {', '.join(names)}"
-        for names in sorted(alike.get_column("sample_id").to_list())
-        if len(names) > 1
-    ]
-    if empty := frame.filter(pl.col("foreground_fraction") == 0).height:
-        notes.append(f"{empty} samples have an empty mask")
-    missing = [split for split in SPLITS if split not in set(frame["split"])]
-    notes += [f"no sample is in {split}" for split in missing]
-    return notes
+def _in_folds(frame: pl.DataFrame, units: Mapping[str, str], folds: int, seed: int) -> pl.DataFrame:
+    """All that is not test in train, and in one of the folds."""
+    rest = frame.filter(pl.col("split") != "test")
+    classes = dict(rest.select("sample_id", "class").rows())
+    fold_of = draw_folds({sample: units[sample] for sample in classes}, classes, folds, seed)
+    fold = pl.col("sample_id").replace_strict(fold_of, default=None, return_dtype=pl.Int32)
+    train = pl.when(pl.col("split") == "test").then("split").otherwise(pl.lit("train"))
+    return frame.with_columns(fold=fold, split=train)

@@ -1,7 +1,8 @@
-"""Which sample is train, val or test where no one has said so: drawn by seed, group by group."""
+"""Which sample is train, val or test, and in which fold: drawn by seed, group by group."""
 
 import hashlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from pipeline.errors import UsageError
 
@@ -9,24 +10,23 @@ SPLIT = (0.8, 0.2)  # shares of train and test
 VAL_FRACTION = 0.1  # share of train
 
 
-def tie_duplicates(groups: Mapping[str, str], image_sha256: Mapping[str, str]) -> dict[str, str]:
-    """Groups widened so that byte-identical images belong together, whatever their group_id.
+def tie_groups(groups: Mapping[str, str], ties: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Groups widened so that tied samples belong together, whatever their group_id.
 
-    groups        sample_id → group_id
-    image_sha256  sample_id → digest of its image file
-    returns       sample_id → the least group_id of all that are tied to its own
+    groups     sample_id → group_id
+    ties       pairs of sample_ids
+    returns    sample_id → the least group_id of all that are tied to its own
     """
-    leader: dict[str, str] = {}
+    leader = {group: group for group in groups.values()}
 
     def lead(group: str) -> str:
-        while leader.setdefault(group, group) != group:
-            group = leader[group]
+        while leader[group] != group:
+            leader[group] = group = leader[leader[group]]
         return group
 
-    first: dict[str, str] = {}
-    for sample, group in groups.items():
-        least, other = sorted((lead(group), lead(first.setdefault(image_sha256[sample], group))))
-        leader[other] = least
+    for one, other in ties:
+        least, more = sorted((lead(groups[one]), lead(groups[other])))
+        leader[more] = least
     return {sample: lead(group) for sample, group in groups.items()}
 
 
@@ -79,20 +79,53 @@ def hold_out_val(
     return {sample: "val" if sample in val else split for sample, split in splits.items()}
 
 
-def _draw(groups: Mapping[str, str], share: float, salt: str) -> set[str]:
-    """Samples of whole groups that come near `share` of all, filled in hashed order."""
+def draw_folds(
+    groups: Mapping[str, str], classes: Mapping[str, str | None], folds: int, seed: int
+) -> dict[str, int]:
+    """Deal whole groups into folds that are alike in size and, as far as groups allow, in classes.
 
-    def hashed(group: str) -> bytes:
-        return hashlib.sha256(f"{salt}:{group}".encode()).digest()
+    The largest groups are dealt first, equals in the order of a hash of seed and group; each goes
+    to the fold that has fewest samples of its commonest class, then fewest samples.
 
+    groups     sample_id → group_id
+    classes    sample_id → class, None where it has none
+    returns    sample_id → fold, 0 to folds − 1
+    raises     UsageError when there are fewer than two folds, or fewer groups than folds
+    """
+    members = _members(groups)
+    if not 2 <= folds <= len(members):
+        message = f"{folds} folds of {len(members)} groups: at least 2, and a group for each"
+        raise UsageError(message, "give another number to --folds")
+    held: list[Counter[str | None]] = [Counter() for _ in range(folds)]
+    fold_of: dict[str, int] = {}
+    for group in sorted(members, key=lambda g: (-len(members[g]), _hashed(f"fold:{seed}", g))):
+        kinds = Counter(classes[sample] for sample in members[group])
+        kind = kinds.most_common(1)[0][0]
+        fold = min(range(folds), key=lambda i: (held[i][kind], held[i].total(), i))
+        held[fold] += kinds
+        fold_of |= dict.fromkeys(members[group], fold)
+    return fold_of
+
+
+def _hashed(salt: str, group: str) -> bytes:
+    return hashlib.sha256(f"{salt}:{group}".encode()).digest()
+
+
+def _members(groups: Mapping[str, str]) -> dict[str, list[str]]:
     members: dict[str, list[str]] = {}
     for sample, group in groups.items():
         members.setdefault(group, []).append(sample)
+    return members
+
+
+def _draw(groups: Mapping[str, str], share: float, salt: str) -> set[str]:
+    """Samples of whole groups that come near `share` of all, filled in hashed order."""
+    members = _members(groups)
     target = share * len(groups)
     room = target
     rest = []
     taken: list[str] = []
-    for group in sorted(members, key=hashed):
+    for group in sorted(members, key=lambda group: _hashed(salt, group)):
         if len(members[group]) <= room:
             taken += members[group]
             room -= len(members[group])

@@ -61,9 +61,11 @@ def store_attributes(
             "size": size,
             "image_resize": "bilinear, antialiased",
             "mask_resize": "nearest",
-            "mask_values": "labels" if manifest.labels else "binary",
+            "mask_values": manifest.foreground or ("labels" if manifest.labels else "binary"),
             "pixel_range": [-1, 1],
             "precision": precision,
+            # Only where there is one: the keys of all other stores are without it.
+            **({"window": list(manifest.window)} if manifest.window else {}),
         },
         "views": views,
         "view_policy": asdict(POLICY),
@@ -132,8 +134,9 @@ def refuse_other_settings(store: LatentStore, attributes: dict[str, Any]) -> Non
             f"asked for is {new['name']!r} ({new['digest'][:12]})",
             fix,
         )
-    for key, value in attributes["preprocessing"].items():
-        stored = store.attributes["preprocessing"].get(key)
+    settings, made_with = attributes["preprocessing"], store.attributes["preprocessing"]
+    for key in settings | made_with:
+        stored, value = made_with.get(key), settings.get(key)
         if stored != value:
             raise UsageError(
                 f"{store.url} was encoded with {key} {stored}, asked for is {value}", fix
@@ -144,7 +147,7 @@ def merge_samples(stored: pl.DataFrame, wanted: pl.DataFrame) -> pl.DataFrame:
     """The manifest's rows in array order: known samples keep their place, new ones come last.
 
     A sample that has left the manifest keeps its row and place with a null split, so that its
-    cells are still there should it come back.
+    cells are still there should it come back. A store of before twins and folds gets their columns.
     """
     known = stored.select("sample_id").join(
         wanted, on="sample_id", how="inner", maintain_order="left"
@@ -154,7 +157,6 @@ def merge_samples(stored: pl.DataFrame, wanted: pl.DataFrame) -> pl.DataFrame:
     )
     new = wanted.join(stored, on="sample_id", how="anti", maintain_order="left")
     place = {name: i for i, name in enumerate(stored["sample_id"])}
-    columns = wanted.columns
-    rows = pl.concat([known.select(columns), gone.select(columns)])
+    rows = pl.concat([known.select(wanted.columns), gone], how="diagonal").select(wanted.columns)
     order = rows["sample_id"].replace_strict(place, return_dtype=pl.Int64)
-    return pl.concat([rows[order.arg_sort()], new.select(columns)])
+    return pl.concat([rows[order.arg_sort()], new.select(wanted.columns)])

@@ -114,9 +114,16 @@ class LatentStore:
 
     def source(self) -> Manifest:
         """The live samples as a manifest, to read the images that were encoded once more."""
-        attributes = self.attributes
-        labels = attributes["preprocessing"]["mask_values"] == "labels"
-        return Manifest(self.samples.drop_nulls("split"), Path(attributes["root"]), "store", labels)
+        preprocessing = self.attributes["preprocessing"]
+        values, window = preprocessing["mask_values"], preprocessing.get("window")
+        return Manifest(
+            self.samples.drop_nulls("split"),
+            Path(self.attributes["root"]),
+            "store",
+            values == "labels",
+            window=window and (*window,),
+            foreground=values if values.startswith("#") else None,
+        )
 
     # --- its cells
 

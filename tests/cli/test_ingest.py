@@ -67,7 +67,8 @@ def test_options_reach_the_manifest(archive: Path, tmp_path: Path) -> None:
     result = run("ingest", archive, "--layout", "pairs", "-o", out, *options, "--json")
     assert json.loads(result.stdout)["by_split"] == {"train": 5, "val": 0, "test": 5}
     manifest = read_manifest(out)
-    assert manifest.settings == {"split": "drawn 0.5/0.5", "val_fraction": "0.0", "seed": "4"}
+    drawn = {"split": "drawn 0.5/0.5", "val_fraction": "0.0", "seed": "4", "twins": "found at 0.75"}
+    assert manifest.settings == drawn
     assert set(manifest.frame["dataset"]) == {"mine"}
 
 
@@ -150,6 +151,13 @@ def test_pickle_with_code_is_exit_3_and_not_executed(archive: Path, tmp_path: Pa
         ("--split", "0.8/0.2", "--split-file", "s.csv"),
         ("--val-fraction", "1.5"),
         ("--include-normal",),
+        ("--folds", "1"),
+        ("--folds", "3", "--val-fraction", "0.1"),
+        ("--folds", "11", "--split", "1/0"),
+        ("--window", "12"),
+        ("--window", "9,5"),
+        ("--foreground", "reddish"),
+        ("--no-twins", "--twin-sheet", "sheet.png"),
     ],
     ids=" ".join,
 )
@@ -159,6 +167,49 @@ def test_words_that_do_not_fit_are_exit_2(
     result = run("ingest", archive, "--layout", "pairs", "-o", tmp_path / "m", *words)
     assert (result.exit_code, result.stdout) == (2, "")
     assert not (tmp_path / "m").exists()
+
+
+def test_folds_and_twins_are_in_the_answer(archive: Path, tmp_path: Path) -> None:
+    words = ("ingest", archive, "--layout", "pairs", "-o", tmp_path / "m.parquet", "--json")
+    answer = json.loads(run(*words, "--folds", "4", "--split", "0.8/0.2").stdout)
+    assert answer["folds"] == [2, 2, 2, 2]
+    assert answer["by_split"] == {"train": 8, "val": 0, "test": 2}
+    across = {"test-train": 0, "val-train": 0, "test-val": 0}
+    assert answer["twins"] == {"groups": 0, "samples": 0, "across_splits": across}
+    answer = json.loads(run(*words, "--no-twins").stdout)
+    assert (answer["twins"], answer["folds"]) == (None, None)
+
+
+def test_people_are_told_of_folds(archive: Path, tmp_path: Path) -> None:
+    words = ("--layout", "pairs", "-o", tmp_path / "m.parquet", "--folds", "2", "--split", "1/0")
+    assert "folds of 5, 5 samples" in run("ingest", archive, *words).stdout
+
+
+def test_twin_sheet_is_drawn_where_there_are_twins(archive: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "new" / "sheet.png"
+    words = ("ingest", archive, "--layout", "pairs", "-o", tmp_path / "m", "--twin-sheet", sheet)
+    result = run(*words)
+    assert (result.exit_code, sheet.exists()) == (0, False)
+    assert "no twins" in result.stderr
+    with Image.open(archive / "images" / "a.png") as image:
+        image.rotate(180).save(archive / "images" / "b.png")
+    result = run(*words)
+    assert (result.exit_code, sheet.exists()) == (0, True)
+    assert "1 of 1 pairs" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "window"), [((), [0, 1023]), (("--window", "7,900"), [7, 900])], ids=str
+)
+def test_window_reaches_the_manifest(
+    archive: Path, tmp_path: Path, words: tuple[str, ...], window: list[int]
+) -> None:
+    deep = np.arange(48, dtype=np.uint16).reshape(6, 8) * 20
+    Image.fromarray(deep).save(archive / "images" / "a.png")
+    out = tmp_path / "m.parquet"
+    result = run("ingest", archive, "--layout", "pairs", "-o", out, "--json", *words)
+    assert json.loads(result.stdout)["window"] == window
+    assert read_manifest(out).window == tuple(window)
 
 
 def test_datasets_says_layout_licence_and_source() -> None:
@@ -182,6 +233,11 @@ def test_gms_split_of_busi_is_reproduced(assets: Path, tmp_path: Path) -> None:
     assert answer["by_split"]["train"] + answer["by_split"]["val"] == 517
     assert answer["by_split"]["test"] == 130
     assert answer["multi_mask"] == 17
+    across = answer["twins"]["across_splits"]
+    assert across["test-train"] + across["test-val"] == 36  # as seen on the sheet of twins
+    # As it was before twins were looked for: what is encoded has not changed.
+    digest = "026def65f163044c0141ca3e53647072b56f75b8258fff80d81dddb2a6c8042d"
+    assert answer["digest"] == digest
     published = pickle.loads(file.read_bytes())
     frame = read_manifest(tmp_path / "m.parquet").frame
     held = {row["sample_id"] for row in frame.to_dicts() if row["split"] == "test"}

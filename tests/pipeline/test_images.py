@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.errors import UsageError
 from pipeline.images import (
+    FULL,
     ImageError,
+    parse_colour,
     read_image,
     read_mask,
     read_union,
     resize_image,
     resize_mask,
+    window_of,
 )
 
 GREY = np.array([[0, 100], [200, 255]], np.uint8)
@@ -35,6 +39,26 @@ def test_sixteen_bit_grey_is_mapped_from_its_full_range(tmp_path: Path) -> None:
     for name in ("a.png", "a.tif"):
         image = read_image(save(tmp_path / name, Image.fromarray(deep)))
         assert image[..., 0].tolist() == [[0, 1], [128, 255]]  # 32768 / 257 = 127.5019
+
+
+def test_window_says_what_becomes_black_and_white(tmp_path: Path) -> None:
+    deep = np.array([[0, 100, 600, 1100, 65535]], np.uint16)
+    path = save(tmp_path / "a.png", Image.fromarray(deep))
+    assert read_image(path, (100, 1100))[0, :, 0].tolist() == [0, 0, 128, 255, 255]  # 127.5
+    assert read_image(path, FULL).tolist() == read_image(path).tolist()
+
+
+def test_window_leaves_eight_bits_alone(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", Image.fromarray(GREY))
+    assert read_image(path, (0, 100)).tolist() == read_image(path).tolist()
+
+
+@pytest.mark.parametrize(
+    ("highest", "white"),
+    [(0, 255), (255, 255), (256, 1023), (4095, 4095), (4096, 16383), (16384, 65535)],
+)
+def test_window_is_of_the_fewest_bits_that_hold_the_data(highest: int, white: int) -> None:
+    assert window_of(highest) == (0, white)
 
 
 def test_palette_image_shows_its_colours(tmp_path: Path) -> None:
@@ -139,10 +163,84 @@ def test_alpha_of_a_mask_is_ignored(tmp_path: Path) -> None:
     assert read_mask(save(tmp_path / "m.png", mask)).sum() == 2
 
 
-def test_palette_mask_is_read_by_index(tmp_path: Path) -> None:
-    mask = Image.fromarray(SQUARE)
-    mask.putpalette([255, 255, 255, 0, 0, 0])  # background white, foreground black
-    assert read_mask(save(tmp_path / "m.png", mask)).tolist() == SQUARE.astype(bool).tolist()
+def indexed(path: Path, values: list[int], palette: list[int]) -> Path:
+    """A palette mask of one row."""
+    mask = Image.fromarray(np.array([values], np.uint8))
+    mask.putpalette(palette)
+    return save(path, mask)
+
+
+@pytest.mark.parametrize(
+    ("palette", "foreground"),
+    [
+        ([255, 255, 255, 0, 0, 0], [True, True, False]),  # white is index 0, and the lesion
+        ([0, 0, 0, 255, 255, 255], [False, False, True]),
+        ([0, 0, 0, 0, 0, 1], [False, False, True]),  # too dark a blue for any luminance
+        ([9, 9, 9, 9, 9, 9], [False, False, True]),  # says nothing: by index
+    ],
+    ids=["white first", "black first", "dark", "alike"],
+)
+def test_palette_mask_is_read_by_its_colours(
+    tmp_path: Path, palette: list[int], foreground: list[bool]
+) -> None:
+    path = indexed(tmp_path / "m.png", [0, 0, 1], palette)
+    assert read_mask(path).tolist() == [foreground]
+
+
+def test_grey_palette_with_unused_indices_is_read_as_grey(tmp_path: Path) -> None:
+    mask = Image.fromarray(SQUARE * 255).convert("P")  # as in HAM10000: indices 0 and 255
+    assert mask.mode == "P"
+    assert read_mask(save(tmp_path / "m.png", mask)).tolist() == (SQUARE > 0).tolist()
+
+
+def test_labels_of_a_palette_are_its_indices(tmp_path: Path) -> None:
+    path = indexed(tmp_path / "m.png", [0, 1, 2], [255, 255, 255, 0, 0, 0, 255, 0, 0])
+    assert read_mask(path, labels=True).tolist() == [[False, True, True]]
+
+
+def test_palette_of_two_colours_without_black_is_refused_by_its_colours(tmp_path: Path) -> None:
+    path = indexed(tmp_path / "m.png", [0, 0, 1], [255, 255, 255, 255, 0, 0])
+    with pytest.raises(ImageError, match=r"colours #ffffff \(2 px\), #ff0000 \(1 px\)") as caught:
+        read_mask(path)
+    assert "--foreground" in caught.value.fix
+    assert read_mask(path, foreground="#ff0000").tolist() == [[False, False, True]]
+
+
+COLOURS = np.array([[[0, 0, 0]] * 3 + [[255, 0, 0]] * 2 + [[0, 128, 0]]], np.uint8)
+
+
+def test_coloured_mask_is_refused_with_its_colours_and_counts(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.png", Image.fromarray(COLOURS))
+    words = r"#000000 \(3 px\), #ff0000 \(2 px\), #008000 \(1 px\)"
+    with pytest.raises(ImageError, match=words) as caught:
+        read_mask(path)
+    assert (caught.value.kind, "--foreground" in caught.value.fix) == ("mask-values", True)
+
+
+@pytest.mark.parametrize(
+    ("colour", "foreground"),
+    [("#ff0000", [0, 0, 0, 1, 1, 0]), ("#008000", [0, 0, 0, 0, 0, 1]), ("#0000ff", [0] * 6)],
+)
+def test_foreground_is_the_pixels_of_its_colour(
+    tmp_path: Path, colour: str, foreground: list[int]
+) -> None:
+    path = save(tmp_path / "m.png", Image.fromarray(COLOURS))
+    assert read_mask(path, foreground=colour).tolist() == [[bool(one) for one in foreground]]
+
+
+def test_foreground_may_be_one_of_several_grey_values(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.png", Image.fromarray(np.array([[0, 128, 255]], np.uint8)))
+    assert read_mask(path, foreground="#808080").tolist() == [[False, True, False]]
+
+
+@pytest.mark.parametrize("words", ["red", "#F00", "#ff0000", "rgb(255, 0, 0)", "#ff000080"])
+def test_colour_is_read_in_many_notations(words: str) -> None:
+    assert parse_colour(words) == "#ff0000"
+
+
+def test_word_that_is_no_colour_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="'reddish' is not a colour"):
+        parse_colour("reddish")
 
 
 def test_mask_of_one_value_is_all_or_nothing(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from pipeline.archive import build_manifest
 from pipeline.archive.checks import IngestError
-from pipeline.errors import ArtefactError, InputError, UsageError
-from pipeline.manifest import SCHEMA, Manifest, read_manifest, write_manifest
+from pipeline.errors import InputError, UsageError
+from pipeline.manifest import SCHEMA, Manifest
 
 COUNT = 10
 
@@ -72,6 +72,8 @@ def test_row_says_what_the_files_hold(archive: Path) -> None:
         "image_sha256": hashlib.sha256(image.read_bytes()).hexdigest(),
         "mask_sha256": hashlib.sha256(only.read_bytes()).hexdigest(),
         "foreground_fraction": 0.5,
+        "twin_group": "s0",
+        "fold": None,
     }
     assert manifest.image_path(manifest.frame.row(0, named=True)) == image
     assert manifest.mask_paths(manifest.frame.row(0, named=True)) == [only]
@@ -227,7 +229,12 @@ def test_published_split_is_followed_and_val_is_held_out(archive: Path) -> None:
     splits = splits_of(built)
     assert [name for name, split in splits.items() if split == "test"] == ["s0", "s1"]
     assert sorted(splits.values()) == ["test"] * 2 + ["train"] * 6 + ["val"] * 2
-    assert built.settings == {"split": "s.csv", "val_fraction": "0.25", "seed": "0"}
+    assert built.settings == {
+        "split": "s.csv",
+        "val_fraction": "0.25",
+        "seed": "0",
+        "twins": "found at 0.75",
+    }
 
 
 def test_skip_bad_leaves_out_unknown_and_unnamed_by_name(archive: Path) -> None:
@@ -291,65 +298,11 @@ def test_digest_leaves_split_and_place_out_and_takes_content_in(
     assert build_manifest(moved, "pairs").manifest.digest != first.digest
 
 
-def test_manifest_reads_back_as_written(archive: Path, tmp_path: Path) -> None:
-    built = build_manifest(archive, "pairs", seed=3).manifest
-    write_manifest(built, tmp_path / "new" / "m.parquet")
-    read = read_manifest(tmp_path / "new" / "m.parquet")
-    assert read.frame.equals(built.frame)
-    assert (read.root, read.layout, read.labels) == (archive, "pairs", False)
-    assert (read.settings, read.digest) == (built.settings, built.digest)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["m.parquet"]
-
-
-def test_two_ingests_write_the_same_bytes(archive: Path, tmp_path: Path) -> None:
-    for name in ("a.parquet", "b.parquet"):
-        write_manifest(build_manifest(archive, "pairs").manifest, tmp_path / name)
-    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
-
-
 def test_progress_counts_every_sample(archive: Path) -> None:
     seen: list[tuple[int, int]] = []
     build_manifest(archive, "pairs", progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (COUNT, COUNT)
     assert seen == sorted(seen)
-
-
-def test_reader_refuses_what_is_no_manifest(tmp_path: Path) -> None:
-    (tmp_path / "text.parquet").write_text("text")
-    pl.DataFrame({"a": [1]}).write_parquet(tmp_path / "other.parquet")
-    for name, words in (
-        ("absent.parquet", "no such manifest"),
-        ("text.parquet", "not a manifest"),
-        ("other.parquet", "not a manifest"),
-    ):
-        with pytest.raises(ArtefactError, match=words) as caught:
-            read_manifest(tmp_path / name)
-        assert "gms-lmm ingest" in caught.value.fix
-        assert caught.value.exit_code == 4
-
-
-def test_reader_refuses_another_format_version_by_name(archive: Path, tmp_path: Path) -> None:
-    manifest = build_manifest(archive, "pairs").manifest
-    metadata = {"artefact": "gms-lmm manifest", "format_version": "99"}
-    manifest.frame.write_parquet(tmp_path / "m.parquet", metadata=metadata)
-    with pytest.raises(ArtefactError, match="format 99"):
-        read_manifest(tmp_path / "m.parquet")
-
-
-def test_reader_refuses_a_vanished_root(archive: Path, tmp_path: Path) -> None:
-    write_manifest(build_manifest(archive, "pairs").manifest, tmp_path / "m.parquet")
-    shutil.rmtree(archive)
-    with pytest.raises(ArtefactError, match="which has gone"):
-        read_manifest(tmp_path / "m.parquet")
-
-
-def test_place_that_cannot_be_written_is_a_usage_error(archive: Path, tmp_path: Path) -> None:
-    manifest = build_manifest(archive, "pairs").manifest
-    (tmp_path / "file").touch()
-    for place in (tmp_path, tmp_path / "file" / "m.parquet"):
-        with pytest.raises(UsageError, match="cannot be written"):
-            write_manifest(manifest, place)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "file"]
 
 
 def test_glas_keeps_its_official_split_and_patients_of_train_together(assets: Path) -> None:

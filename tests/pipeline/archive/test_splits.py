@@ -17,7 +17,7 @@ from pipeline.archive.split_files import (
     read_name_lists,
     read_split_file,
 )
-from pipeline.archive.splits import assign_splits, hold_out_val, tie_duplicates
+from pipeline.archive.splits import assign_splits, draw_folds, hold_out_val, tie_groups
 from pipeline.errors import InputError, UsageError
 
 GMS = {"train": {"name_list": ["a_1", "a_2"]}, "test": {"name_list": ["b_1"]}}
@@ -210,10 +210,9 @@ def test_shares_out_of_range_are_refused(split: tuple[float, float], val_fractio
         assign_splits({"a": "a"}, split, val_fraction, 0)
 
 
-def test_identical_images_tie_their_groups_through_others() -> None:
+def test_ties_join_groups_through_others() -> None:
     groups = {"a": "g1", "b": "g2", "c": "g2", "d": "g3", "e": "g4"}
-    images = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "z"}
-    tied = tie_duplicates(groups, images)
+    tied = tie_groups(groups, [("c", "d"), ("b", "a")])
     assert tied == {"a": "g1", "b": "g1", "c": "g1", "d": "g1", "e": "g4"}
 
 
@@ -228,3 +227,41 @@ def test_published_gms_splits_are_read(assets: Path) -> None:
     for name, expected in sizes.items():
         path = assets / "splits" / "gms" / f"{name}_train_test_names.pkl"
         assert Counter(read_split_file(path).values()) == expected
+
+
+def folds_of(groups: dict[str, str], folds: int, classes: dict[str, str | None] | None = None):
+    return draw_folds(groups, classes or dict.fromkeys(groups), folds, seed=0)
+
+
+@given(st.lists(st.integers(0, 12), min_size=6, max_size=80), st.integers(2, 5))
+def test_folds_keep_groups_whole_and_none_is_empty(members: list[int], folds: int) -> None:
+    groups = {f"s{i}": f"g{group}" for i, group in enumerate(members)}
+    if len(set(members)) < folds:
+        with pytest.raises(UsageError, match="a group for each"):
+            folds_of(groups, folds)
+        return
+    dealt = folds_of(groups, folds)
+    assert dealt.keys() == groups.keys()
+    assert set(dealt.values()) == set(range(folds))
+    assert len({(groups[sample], fold) for sample, fold in dealt.items()}) == len(set(members))
+
+
+def test_folds_are_alike_in_size_and_classes() -> None:
+    classes: dict[str, str | None] = {str(i): "rare" if i < 23 else "common" for i in range(103)}
+    dealt = folds_of({sample: sample for sample in classes}, 5, classes)
+    assert sorted(Counter(dealt.values()).values()) == [20, 20, 21, 21, 21]
+    rare = Counter(fold for sample, fold in dealt.items() if classes[sample] == "rare")
+    assert sorted(rare.values()) == [4, 4, 5, 5, 5]
+
+
+def test_large_groups_do_not_unbalance_folds() -> None:
+    groups = {f"big{i}": f"big{i // 8}" for i in range(24)} | {f"s{i}": f"s{i}" for i in range(36)}
+    assert sorted(Counter(folds_of(groups, 3).values()).values()) == [20, 20, 20]
+
+
+def test_folds_depend_on_seed_but_not_on_row_order() -> None:
+    groups = {str(i): str(i // 2) for i in range(100)}
+    classes = dict.fromkeys(groups)
+    dealt = draw_folds(groups, classes, 5, 0)
+    assert draw_folds(dict(reversed(groups.items())), classes, 5, 0) == dealt
+    assert draw_folds(groups, classes, 5, 1) != dealt

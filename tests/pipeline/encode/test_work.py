@@ -1,15 +1,22 @@
 """pipeline.encode.work: what would be encoded and why, with nothing touched."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import small
+from PIL import Image
 
+from pipeline.archive import build_manifest
 from pipeline.encode import encode
 from pipeline.encode.work import find_work, store_attributes
+from pipeline.errors import UsageError
 from pipeline.manifest import Manifest
+from pipeline.samples import decode_sample
+from pipeline.store import open_store
 from pipeline.tokenizer import Tokenizer
 
 Count = Callable[..., dict[str, int]]
@@ -93,3 +100,63 @@ def test_what_a_stopped_encode_left_is_not_encoded_yet(
 def test_split_names_and_order_are_no_reason(encoded: Manifest, count: Count) -> None:
     frame = encoded.frame.with_columns(split=pl.lit("train")).reverse()
     assert count(Manifest(frame, encoded.root, encoded.layout, encoded.labels)) == {}
+
+
+def test_twins_and_folds_are_no_reason(encoded: Manifest, count: Count) -> None:
+    frame = encoded.frame.with_columns(
+        twin_group=pl.lit("benign (1)"), fold=pl.lit(1, pl.Int32), split=pl.lit("train")
+    )
+    assert count(replace(encoded, frame=frame)) == {}
+
+
+def test_store_of_before_twins_and_folds_gets_their_columns(
+    encoded: Manifest, url: str, tokenizer: Tokenizer
+) -> None:
+    store = open_store(url, "r+")
+    receipt = store.receipt()
+    store.write_samples(store.samples.drop("twin_group", "fold"))
+    fewer = small.without(encoded, "benign (2)")
+    folded = replace(fewer, frame=fewer.frame.with_columns(fold=pl.lit(2, pl.Int32)))
+    report = encode(folded, url, tokenizer, views=2, size=small.SIZE_PX)
+    assert report.encoded == 0
+    samples = open_store(url).samples
+    assert samples.drop_nulls("split")["fold"].to_list() == [2] * 5
+    assert samples.drop_nulls("split")["twin_group"].null_count() == 0
+    encode(encoded, url, tokenizer, views=2, size=small.SIZE_PX)
+    assert open_store(url).receipt() == receipt
+
+
+def test_keys_without_a_window_are_as_they_were(encoded: Manifest, tokenizer: Tokenizer) -> None:
+    attributes = store_attributes(encoded, tokenizer, 2, small.SIZE_PX, 0, "fp32")
+    assert set(attributes["preprocessing"]) == {
+        "size", "image_resize", "mask_resize", "mask_values", "pixel_range", "precision"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [{"window": (0, 4095)}, {"foreground": "#ff0000"}], ids=str)
+def test_store_of_another_window_or_foreground_is_refused(
+    encoded: Manifest, count: Count, change: dict[str, object]
+) -> None:
+    with pytest.raises(UsageError, match=r"was encoded with (window|mask_values)"):
+        count(replace(encoded, **change))
+
+
+def test_window_and_foreground_are_kept_with_the_store(
+    raw: Path, url: str, tokenizer: Tokenizer, count: Count
+) -> None:
+    """12-bit images, and masks of one grey that is not white."""
+    for path in raw.rglob("*.png"):
+        with Image.open(path) as image:
+            grey = np.asarray(image.convert("L"))
+        changed = grey // 2 if "_mask" in path.name else grey.astype(np.uint16) * 16
+        Image.fromarray(changed).save(path)
+    manifest = build_manifest(raw, "busi", foreground="#7f7f7f").manifest
+    assert (manifest.window, manifest.foreground) == ((0, 4095), "#7f7f7f")
+    encode(manifest, url, tokenizer, views=2, size=small.SIZE_PX)
+    source = open_store(url).source()
+    assert (source.window, source.foreground) == (manifest.window, manifest.foreground)
+    image, mask = decode_sample(source, source.frame.row(0, named=True), small.SIZE_PX)
+    assert image.max() > 100
+    assert 0 < mask.mean() < 1
+    with pytest.raises(UsageError, match="encoded with window"):
+        count(replace(manifest, window=None))

@@ -80,11 +80,15 @@ class TrainSettings:
     )
     seg_levels: str = _field(
         ",".join(LEVELS),
-        "Levels of the model that the Dice loss decodes.",
+        "Levels of the model that the Dice loss decodes; fewer weigh as much as all.",
         choices=LEVELS,
         some=True,
     )
-    seg_every: int = _field(1, "Steps from one with a Dice loss to the next.", minimum=1)
+    seg_every: int = _field(
+        1,
+        "Steps from one with a Dice loss to the next; it weighs as many times more there.",
+        minimum=1,
+    )
     epochs: int = _field(
         1000,
         "Passes over the training samples, each in one randomly chosen view.",

@@ -123,6 +123,9 @@ class TrainSettings:
         "Split that chooses the epoch; test is the GMS authors' protocol and marks the run.",
         choices=("val", "test"),
     )
+    fold: int | None = _field(
+        None, "Fold of train to leave out, for evaluate --split fold to score.", minimum=0
+    )
     deterministic: bool = _field(False, "Only kernels that give the same bits each time.")
     compile: bool = _field(False, "Compile the model first: a minute, then faster steps.")
 

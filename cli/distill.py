@@ -18,7 +18,7 @@ from cli.options import (
 if TYPE_CHECKING:
     import torch
 
-    from lmm.student.network import MaskStudent
+    from lmm.student.file import KeptStudent
     from pipeline.store import LatentStore
 
 
@@ -44,12 +44,13 @@ def command(latents: str, precision: str, device: str, as_json: bool) -> None:
 
     store, chosen = open_store(latents), choose_device(device)
     in_precision = choose_precision(precision, chosen)
-    student, reused = teach(store, chosen, in_precision)
+    kept, reused = teach(store, chosen, in_precision)
     teacher = MaskDecoder(load_tokenizer_of(store.tokenizer, chosen), in_precision)
     result = {
         "student": f"{store.url}.{STUDENT_FILE}",
         "reused": reused,
-        **measure(store, teacher, student),
+        "precision": kept.precision,
+        **measure(store, teacher, kept.network),
     }
     if reused:
         say(f"{result['student']} was made of this store before")
@@ -57,16 +58,22 @@ def command(latents: str, precision: str, device: str, as_json: bool) -> None:
 
 
 def teach(
-    store: "LatentStore", device: "torch.device", precision: str
-) -> "tuple[MaskStudent, bool]":
-    """The store's student, and whether it was kept; a bar while one is taught."""
+    store: "LatentStore", device: "torch.device", precision: str, fold: int | None = None
+) -> "tuple[KeptStudent, bool]":
+    """The store's student, and whether it was there already; a bar while one is taught.
+
+    fold  what it is not to see
+    """
     from lmm.decoder import MaskDecoder
-    from lmm.student.file import kept_student, new_student
+    from lmm.student.file import kept_student, new_student, student_file
     from pipeline.tokenizer import load_tokenizer_of
 
-    kept = kept_student(store, device)
+    kept = kept_student(store, device, fold)
     if kept:
+        if kept.precision != precision:
+            name = f"{store.url}.{student_file(fold)}"
+            say(f"{name} was taught in {kept.precision}, not {precision}: used as it is")
         return kept, True
     teacher = MaskDecoder(load_tokenizer_of(store.tokenizer, device), precision)
     with progress_bar("distill", "latents and lessons") as progress:
-        return new_student(store, teacher, progress), False
+        return new_student(store, teacher, fold, progress), False

@@ -30,7 +30,10 @@ DEFINITIONS = {
 @run_option
 @latents_option
 @click.option(
-    "--split", default="test", show_default=True, help="Split to score: train, val, test."
+    "--split",
+    default="test",
+    show_default=True,
+    help="Split to score: train, val, test; or the fold left out.",
 )
 @click.option(
     "--native",

@@ -28,7 +28,7 @@ POOR_AGREEMENT = 0.9
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Run directory.  [default: runs/STORE-LOSS-sSEED]",
+    help="Run directory.  [default: runs/STORE-LOSS[-foldFOLD]-sSEED]",
 )
 @setting_options(
     "loss",
@@ -44,6 +44,7 @@ POOR_AGREEMENT = 0.9
     "precision",
     "val_every",
     "select_on",
+    "fold",
     "residency",
     "memory_gib",
     "compile",
@@ -89,7 +90,8 @@ def command(
     chosen = choose_device(device)
     wanted = TrainSettings(precision=choose_precision(precision, chosen), **settings)
 
-    out = out or Path("runs") / f"{store.name}-{wanted.loss}-s{wanted.seed}"
+    fold = "" if wanted.fold is None else f"-fold{wanted.fold}"
+    out = out or Path("runs") / f"{store.name}-{wanted.loss}{fold}-s{wanted.seed}"
     plan = describe(store, wanted)
     if dry_run:
         emit({"run": str(out), **plan}, as_json, lambda: table("would train", {"run": out, **plan}))
@@ -102,7 +104,7 @@ def command(
         if wanted.compile:
             require_compiler(chosen)
         if wanted.has_student:
-            teach(store, chosen, wanted.precision)
+            teach(store, chosen, wanted.precision, wanted.fold)
     with progress_bar("train", "steps") as progress, _events(out, tensorboard) as log:
         summary = train(
             store,

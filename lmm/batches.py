@@ -133,14 +133,15 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
 
 
 def open_batches(store: LatentStore, settings: TrainSettings, device: torch.device) -> Batches:
-    """The train split, held where `settings.residency` says.
+    """The train split without the fold left out, held where `settings.residency` says.
 
     auto is the first of device, ram and stream where the split takes no more than the memory
     allowed: half of what the device has free, half of what the host has, or `memory_gib`.
 
     raises  as `SplitReader` and its `read` do
     """
-    reader = SplitReader(store, "train", masks=settings.has_dice)
+    fold = settings.fold
+    reader = SplitReader(store, "train", masks=settings.has_dice, fold=fold)
     needed = store.views * len(reader.places) * reader.cell_bytes
     residency = settings.residency
     if residency == "auto":
@@ -153,7 +154,7 @@ def open_batches(store: LatentStore, settings: TrainSettings, device: torch.devi
         shards = int(_memory_allowed(settings, "ram", device) / shard / 4)
         return Streamed(reader, settings, device, max(1, shards))
     home = device if residency == "device" else torch.device("cpu")
-    latents = load_latents(store, "train", masks=settings.has_dice, device=home)
+    latents = load_latents(store, "train", masks=settings.has_dice, fold=fold, device=home)
     return Resident(latents, settings, device)
 
 

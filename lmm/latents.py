@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from lmm.splits import rows_of_split
 from pipeline.ahead import map_ahead
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import LatentStore
@@ -140,17 +141,20 @@ class Latents:
 class SplitReader:
     """The cells of one split of a finished store, shard by shard.
 
-    places  rows of the split in the store
+    places  rows of the split in the store; see `lmm.splits.rows_of_split`
     blocks  blocks of the store that hold any of them
 
-    raises  ArtefactError when the store is not finished; UsageError when the split has no sample
+    raises  ArtefactError when the store is not finished; UsageError when split or fold has no
+            sample
     """
 
-    def __init__(self, store: LatentStore, split: str, *, masks: bool) -> None:
+    def __init__(
+        self, store: LatentStore, split: str, *, masks: bool, fold: int | None = None
+    ) -> None:
         store.require_complete()
         self.store = store
         self.names = [*store.latent_arrays, *(["mask"] if masks else [])]
-        self.places = np.flatnonzero((store.samples["split"] == split).fill_null(False).to_numpy())
+        self.places = rows_of_split(store.samples, split, fold)
         if not self.places.size:
             present = sorted(store.samples["split"].drop_nulls().unique())
             raise UsageError(
@@ -223,6 +227,7 @@ def load_latents(
     *,
     views: int | None = None,
     masks: bool = True,
+    fold: int | None = None,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> Latents:
@@ -230,9 +235,10 @@ def load_latents(
 
     views    how many views from 0 on; None for all. Evaluation reads one, the clean images
     masks    whether the masks are read too; they are the larger part of the reading
+    fold     of the run that reads it; see `lmm.splits.rows_of_split`
     raises   as `SplitReader` and its `read` do
     """
-    reader = SplitReader(store, split, masks=masks)
+    reader = SplitReader(store, split, masks=masks, fold=fold)
     count = store.views if views is None else min(views, store.views)
     every = len(reader.places)
     arrays = reader.empty(count, every)

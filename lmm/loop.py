@@ -128,14 +128,15 @@ def _train_epoch(
             progress(learner.steps, in_all)
         asked = time.monotonic()
     # The one host–device synchronisation of an epoch.
-    line = {f"loss_{part}": torch.stack(values).mean().item() for part, values in losses.items()}
+    steps = learner.steps - before
+    line = {f"loss_{part}": torch.stack(of).sum().item() / steps for part, of in losses.items()}
     seconds = time.monotonic() - started
     return {
         "epoch": epoch,
         "lr": rate,
         "loss_total": sum(line.values()),
         **line,
-        "steps_per_s": (learner.steps - before) / seconds,
+        "steps_per_s": steps / seconds,
         "data_wait": waited / seconds,
         "decoder_calls": learner.teacher.calls - calls,
     }

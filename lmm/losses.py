@@ -17,6 +17,7 @@ from lmm.settings import LEVELS, LOSSES, TrainSettings
 from pipeline.encode.cells import is_out_of_memory
 
 DICE_SMOOTHING = 1e-5
+EMPTY_MARGIN = 1e-3
 
 
 class Loss(Protocol):
@@ -33,7 +34,12 @@ class Loss(Protocol):
 
 
 def loss_of(settings: TrainSettings, decoder: Decoder) -> Loss:
-    """The loss that settings ask for; `decoder` makes masks of latents under the Dice loss."""
+    """The loss that settings ask for; `decoder` makes masks of latents under the Dice loss.
+
+    Fewer levels and fewer steps with a Dice term leave its share of the sum as it is on average:
+    the term is multiplied by steps from one to the next, and by all levels over those decoded.
+    """
+    dice_weight = settings.seg_every * len(LEVELS) / len(settings.dice_levels)
 
     def latent(z_mask_hat: Mapping[str, Tensor], batch: Batch, step: int) -> Tensor | None:
         return lm_loss(z_mask_hat, batch.z_mask)
@@ -42,7 +48,8 @@ def loss_of(settings: TrainSettings, decoder: Decoder) -> Loss:
         if step % settings.seg_every:
             return None
         assert batch.mask is not None
-        return seg_loss(decoder, stack_levels(z_mask_hat, settings.dice_levels), batch.mask)
+        levels = stack_levels(z_mask_hat, settings.dice_levels)
+        return dice_weight * seg_loss(decoder, levels, batch.mask)
 
     parts = {"lm": latent, "seg": dice}
 
@@ -80,20 +87,29 @@ def latent_loss(z_mask_hat: Tensor, z_mask: Tensor) -> Tensor:
 
 
 def dice_loss(grey: Tensor, mask: Tensor) -> Tensor:
-    """L_seg of one level: 1 − (2·Σ(M·M̂) + ε) / (ΣM + ΣM̂ + ε) per image, mean over the batch.
+    """L_seg of one level: the mean over the batch of one term an image.
 
-    ε = 1e-5 makes an empty prediction of an empty mask cost 0; it is what MONAI's DiceLoss adds.
+    Of an image with a lesion: 1 − (2·Σ(M·M̂) + ε) / (ΣM + ΣM̂ + ε), with ε = 1e-5 as MONAI's
+    DiceLoss adds it.
+
+    Of an image whose mask is empty: the cross-entropy of M̂ with it, the mean over pixels of
+    −log(1 − M̂ / (1 + δ)), which is 0 where nothing is predicted. Its Dice term would be near 1 and
+    flat, whatever is predicted: ΣM̂ of a grey map is far above ε, and a false alarm would cost next
+    to nothing to keep. With δ = 1e-3 the slope, 1 / (1 + δ − M̂), stays below 1000 where a decoder's
+    M̂ is 1; towards the logit of a sigmoid it is nearly M̂ itself.
 
     grey     (B, H, W) float in [0, 1]: M̂, not thresholded
     mask     (B, H, W) bool, uint8 or float, values 0 and 1: M
-    returns  float32 scalar in [0, 1]
+    returns  float32 scalar; in [0, 1] where no mask is empty
     raises   ValueError when the shapes differ
     """
     _check_same_shape("grey", grey, "mask", mask)
     prediction, truth = grey.float().flatten(1), mask.float().flatten(1)
-    overlap = (prediction * truth).sum(dim=1)
-    area = prediction.sum(dim=1) + truth.sum(dim=1)
-    return (1 - (2 * overlap + DICE_SMOOTHING) / (area + DICE_SMOOTHING)).mean()
+    overlap, lesion = (prediction * truth).sum(dim=1), truth.sum(dim=1)
+    area = prediction.sum(dim=1) + lesion
+    dice = 1 - (2 * overlap + DICE_SMOOTHING) / (area + DICE_SMOOTHING)
+    alarm = -torch.log1p(prediction / -(1 + EMPTY_MARGIN)).mean(dim=1)
+    return torch.where(lesion > 0, dice, alarm).mean()
 
 
 def seg_loss(decoder: Decoder, z_mask_hat: Tensor, mask: Tensor) -> Tensor:

@@ -80,11 +80,15 @@ class TrainSettings:
     )
     seg_levels: str = _field(
         ",".join(LEVELS),
-        "Levels of the model that the Dice loss decodes.",
+        "Levels of the model that the Dice loss decodes; fewer weigh as much as all.",
         choices=LEVELS,
         some=True,
     )
-    seg_every: int = _field(1, "Steps from one with a Dice loss to the next.", minimum=1)
+    seg_every: int = _field(
+        1,
+        "Steps from one with a Dice loss to the next; it weighs as many times more there.",
+        minimum=1,
+    )
     epochs: int = _field(
         1000,
         "Passes over the training samples, each in one randomly chosen view.",
@@ -118,6 +122,9 @@ class TrainSettings:
         "val",
         "Split that chooses the epoch; test is the GMS authors' protocol and marks the run.",
         choices=("val", "test"),
+    )
+    fold: int | None = _field(
+        None, "Fold of train to leave out, for evaluate --split fold to score.", minimum=0
     )
     deterministic: bool = _field(False, "Only kernels that give the same bits each time.")
     compile: bool = _field(False, "Compile the model first: a minute, then faster steps.")

@@ -12,8 +12,9 @@ from lmm.latents import SplitReader, load_latents
 from lmm.loop import Log, fit
 from lmm.losses import loss_of
 from lmm.model import LatentMappingModel
-from lmm.run import start_run
+from lmm.run import start_run, write_json
 from lmm.settings import TrainSettings
+from lmm.splits import require_fold
 from lmm.step import Learner, compiled
 from lmm.student.distillation import LATER_LR, Distillation
 from lmm.student.file import load_student
@@ -55,6 +56,9 @@ def train(
     batches = open_batches(store, settings, device)
     selection = load_latents(store, settings.select_on, views=1, device=device)
     learner = new_learner(store, settings, load_tokenizer_of(store.tokenizer, device))
+    if learner.distillation and "student" not in run.description:
+        run.description["student"] = learner.distillation.origin
+        write_json(run.path / "run.json", run.description)
     return fit(run, learner, batches, selection, progress=progress, log=log)
 
 
@@ -63,8 +67,8 @@ def new_learner(store: LatentStore, settings: TrainSettings, tokenizer: Tokenize
     teacher = MaskDecoder(tokenizer, settings.precision)
     distillation = None
     if settings.has_student:
-        student = load_student(store, teacher)
-        distillation = Distillation(student, teacher, LATER_LR, settings.seed)
+        kept = load_student(store, teacher, settings.fold)
+        distillation = Distillation(kept.network, teacher, LATER_LR, settings.seed, kept.origin)
     torch.manual_seed(settings.seed)
     model = LatentMappingModel(store.latent_shape[0], settings.width).to(tokenizer.device)
     loss = loss_of(settings, distillation.decoder if distillation else teacher)
@@ -78,7 +82,7 @@ def describe(store: LatentStore, settings: TrainSettings) -> dict[str, Any]:
     raises  UsageError for settings that do not fit the store; ArtefactError when it is unfinished
     """
     require_fit(store, settings)
-    reader = SplitReader(store, "train", masks=settings.has_dice)
+    reader = SplitReader(store, "train", masks=settings.has_dice, fold=settings.fold)
     samples = len(reader.places)
     return {
         **asdict(settings),
@@ -92,6 +96,8 @@ def describe(store: LatentStore, settings: TrainSettings) -> dict[str, Any]:
 
 def require_fit(store: LatentStore, settings: TrainSettings) -> None:
     """Raise UsageError when settings and store do not fit together."""
+    if settings.fold is not None:
+        require_fold(store.samples, settings.fold)
     if settings.posterior != "mean" and store.tokenizer["deterministic"]:
         raise UsageError(
             f"--posterior {settings.posterior} needs a posterior, and tokenizer "

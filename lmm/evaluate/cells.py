@@ -43,11 +43,14 @@ class Cells:
         return torch.cat([part.clean_masks for part in self.parts])
 
 
-def read_cells(store: LatentStore, splits: Sequence[str], device: torch.device) -> Cells:
+def read_cells(
+    store: LatentStore, splits: Sequence[str], device: torch.device, fold: int | None = None
+) -> Cells:
     """The clean cells of some splits, on a device.
 
+    fold    of the run that is scored; see `lmm.splits.rows_of_split`
     raises  ArtefactError when the store is not finished, or its tokenizer's weights have changed;
             UsageError when a split has no sample
     """
-    parts = [load_latents(store, name, views=1, device=device) for name in splits]
+    parts = [load_latents(store, name, views=1, fold=fold, device=device) for name in splits]
     return Cells(store, parts, MaskDecoder(load_tokenizer_of(store.tokenizer, device)))

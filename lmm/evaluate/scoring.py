@@ -19,6 +19,7 @@ from lmm.evaluate.native import Originals
 from lmm.metrics import HD95, KEYS, score, summarise
 from lmm.model import predict_latents
 from lmm.run import Run
+from lmm.splits import FOLD, digests_of_folds, rows_of_split
 from lmm.student.file import student_of
 from lmm.student.network import StudentDecoder
 from pipeline.errors import ArtefactError
@@ -94,7 +95,8 @@ def evaluate(
               native scores, as `lmm.evaluate.native.Originals` does
     """
     require_same_latents(run, store)
-    cells = read_cells(store, [split], device)
+    fold = (run.description["settings"] or {}).get("fold")
+    cells = read_cells(store, [split], device, fold)
     ids = [cells.sample_ids[place] for place in cells.order]
     originals = Originals(store, ids, wanted.hd95) if wanted.native else None
     student = student_of(run, device) if wanted.student else None
@@ -109,7 +111,10 @@ def evaluate(
     truths = cells.truths[cells.order]
     scores = score(predicted.masks, truths, hd95=wanted.hd95)
     columns = dict(scores)
-    summary = {"split": split, **summarise(scores), **_what_was_scored(store, split, wanted.hd95)}
+    scored = store.samples[rows_of_split(store.samples, split, fold)]
+    summary = {"split": split, **summarise(scores), **_what_was_scored(store, scored, wanted.hd95)}
+    if split == FOLD:
+        summary["folds"] = digests_of_folds(store.samples)
     if originals:
         columns |= {f"native_{name}": values for name, values in originals.scores.items()}
         summary["native"] = summarise(originals.scores)
@@ -161,9 +166,8 @@ def _per_image(
     )
 
 
-def _what_was_scored(store: LatentStore, split: str, hd95: HD95) -> dict[str, Any]:
+def _what_was_scored(store: LatentStore, scored: pl.DataFrame, hd95: HD95) -> dict[str, Any]:
     """What table and page say of scores beside them, and where the store is."""
-    scored = store.samples.filter(pl.col("split") == split)
     return {
         "store": store.url,
         "hd95_definition": hd95,

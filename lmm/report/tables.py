@@ -14,6 +14,7 @@ import numpy as np
 from lmm.evaluate import read_evaluations
 from lmm.metrics import HD95, KEYS, METRICS, Metric
 from lmm.run import Run
+from lmm.splits import FOLD
 from pipeline.errors import UsageError
 
 FORMATS = ("csv", "markdown", "latex")
@@ -32,6 +33,9 @@ _LATEX = {
 @dataclass(frozen=True)
 class Row:
     """Runs of equal settings, but for the seed, scored on one data set.
+
+    Of runs of folds, those of one seed count as one: its score is of every fold's images, each
+    scored by the run that left it out.
 
     settings  what the rows of the table may differ in, as words
     scores    mean over seeds of each run's mean: dsc, iou in per cent, hd95 in px
@@ -56,19 +60,57 @@ def build_rows(runs: Sequence[Run], split: str) -> list[Row]:
     """Rows of the table: one for every data set and setting, in order of first appearance.
 
     raises  ArtefactError for a run that has not been scored on `split`; UsageError when some were
-            scored with another definition of HD95
+            scored with another definition of HD95, or when a seed has not one run of each fold
     """
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, ...], list[tuple[Run, dict[str, Any]]]] = {}
     settings: dict[tuple[str, ...], dict[str, str]] = {}
     for run in {run.path.resolve(): run for run in runs}.values():
-        words = _settings(run)
+        words = _settings(run, split)
         for summary in read_evaluations(run, split):
-            scored_on = [summary[name] for name in ("dataset", "tokenizer", "manifest_digest")]
+            images = json.dumps(summary["folds"]) if split == FOLD else summary["manifest_digest"]
+            scored_on = (summary["dataset"], summary["tokenizer"], images)
             key = (*scored_on, str(summary["size"]), json.dumps(words))
-            groups.setdefault(key, []).append(summary)
+            groups.setdefault(key, []).append((run, summary))
             settings[key] = words
-    require_one_hd95([one for group in groups.values() for one in group])
-    return [_row(key, settings[key], group) for key, group in groups.items()]
+    require_one_hd95([one for group in groups.values() for _, one in group])
+    of_seeds = by_seed if split == FOLD else _summaries
+    return [_row(key, settings[key], of_seeds(group)) for key, group in groups.items()]
+
+
+def _summaries(scored: Sequence[tuple[Run, dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [summary for _, summary in scored]
+
+
+def by_seed(scored: Sequence[tuple[Run, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Means over the images of all folds together, one for each seed, in order of seed.
+
+    scored   runs of equal settings but seed and fold, each with the summary of its own fold
+    raises   UsageError when a seed has not exactly one run of each fold
+    """
+    seeds: dict[int, list[tuple[Run, Mapping[str, Any]]]] = {}
+    for run, summary in scored:
+        seeds.setdefault(run.description["settings"]["seed"], []).append((run, summary))
+    return [_of_all_folds(seed, of_seed) for seed, of_seed in sorted(seeds.items())]
+
+
+def _of_all_folds(seed: int, scored: Sequence[tuple[Run, Mapping[str, Any]]]) -> dict[str, Any]:
+    given = sorted(run.description["settings"]["fold"] for run, _ in scored)
+    wanted = sorted(map(int, scored[0][1]["folds"]))
+    if given != wanted:
+        raise UsageError(
+            f"seed {seed} has runs of folds {_listed(given)}; the store has {_listed(wanted)}",
+            "give one run of each fold, scored by gms-lmm evaluate --split fold",
+        )
+    # Folds have no image in common, so that the mean of all is the folds' by their numbers.
+    counts = [summary["n"] for _, summary in scored]
+    return {
+        key: float(np.average([summary[key] for _, summary in scored], weights=counts))
+        for key in KEYS
+    }
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def require_one_hd95(summaries: Sequence[Mapping[str, Any]]) -> HD95:
@@ -82,12 +124,18 @@ def require_one_hd95(summaries: Sequence[Mapping[str, Any]]) -> HD95:
     return definitions.pop()
 
 
-def _settings(run: Run) -> dict[str, str]:
-    """What a row is told apart by: every setting but the seed, and the views trained from."""
+def _settings(run: Run, split: str) -> dict[str, str]:
+    """What a row is told apart by: every setting that was made but the seed, and the views.
+
+    Where folds are scored, the fold does not tell rows apart.
+    """
     asked = run.description["settings"]
     if asked is None:
         return {"loss": "imported", "source": str(run.description["imported_from"])}
-    words = {name: str(value) for name, value in asked.items() if name != "seed"}
+    alike = ("seed", "fold") if split == FOLD else ("seed",)
+    words = {
+        name: str(value) for name, value in asked.items() if name not in alike and value is not None
+    }
     return words | {"views": str(run.description["store"]["receipt"]["views"])}
 
 

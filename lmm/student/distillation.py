@@ -40,12 +40,21 @@ class Distillation:
     decoder      the student in the frozen decoder's place
     z_mask_hat   (n, C, h, w) float16, scaled: latents that the frozen decoder has decoded
     grey         (n, H, W) uint8: its answers, 255 for 1
+    origin       what a run says of the student that it began with; None for a new one
     """
 
-    def __init__(self, student: MaskStudent, teacher: MaskDecoder, lr: float, seed: int) -> None:
+    def __init__(
+        self,
+        student: MaskStudent,
+        teacher: MaskDecoder,
+        lr: float,
+        seed: int,
+        origin: dict[str, str] | None = None,
+    ) -> None:
         self.decoder = StudentDecoder(student, teacher.precision)
         self.teacher = teacher
         self.seed = seed
+        self.origin = origin
         self.optimiser = torch.optim.AdamW(student.parameters(), lr=lr, fused=True)
         device = teacher.tokenizer.device
         self.z_mask_hat = torch.empty(0, dtype=torch.float16, device=device)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import safetensors
@@ -13,6 +14,7 @@ from lmm.checkpoint import load_weights, read_checkpoint, weights_of
 from lmm.decoder import MaskDecoder
 from lmm.latents import load_latents
 from lmm.run import Run
+from lmm.splits import digests_of_folds
 from lmm.student.distillation import distil, synthetic_latents
 from lmm.student.network import MaskStudent, StudentDecoder
 from pipeline.errors import ArtefactError
@@ -26,46 +28,83 @@ FIRST_LESSONS = 800
 MEASURED = 64  # latents of a student's agreement
 
 
-def kept_student(store: LatentStore, device: torch.device) -> MaskStudent | None:
+@dataclass(frozen=True)
+class KeptStudent:
+    """A student as it lies beside a store.
+
+    precision  arithmetic of student and frozen decoder while it was taught: fp32 or bf16
+    digest     sha256, hex, of its file
+    """
+
+    network: MaskStudent
+    precision: str
+    digest: str
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What a run that begins with it says of it: digest and precision."""
+        return {"digest": self.digest, "precision": self.precision}
+
+
+def student_file(fold: int | None = None) -> str:
+    """What follows the store's name in a student's: one of each fold, which never saw it."""
+    return STUDENT_FILE if fold is None else f"student-without-fold{fold}.safetensors"
+
+
+def kept_student(
+    store: LatentStore, device: torch.device, fold: int | None = None
+) -> KeptStudent | None:
     """The student in `STORE.student.safetensors`, or None.
 
-    One of another tokenizer, of other latents or of another recipe is none.
+    One of another tokenizer, of other latents or of another recipe is none, nor is one that does
+    not say at which precision it was taught. One taught at another precision than a run's is used:
+    it goes on learning at the run's.
 
+    fold    what the run leaves out, and its student too; None for nothing
     raises  ArtefactError when the store is not finished or the file is damaged
     """
     store.require_complete()
-    content = store.read_beside(STUDENT_FILE)
+    content = store.read_beside(student_file(fold))
     if content is None:
         return None
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
         raise ArtefactError(
-            f"{store.url}.{STUDENT_FILE} is damaged: {error}", "delete it: it is made again"
+            f"{store.url}.{student_file(fold)} is damaged: {error}", "delete it: it is made again"
         ) from error
-    if not torch.equal(tensors.pop("made_from"), _made_from(store)):
+    precision = _metadata(content).get("precision")
+    if precision is None or not torch.equal(tensors.pop("made_from"), _made_from(store, fold)):
         return None
-    return _with_weights(tensors, store.tokenizer, device)
+    network = _with_weights(tensors, store.tokenizer, device)
+    return KeptStudent(network, precision, hashlib.sha256(content).hexdigest())
 
 
 def new_student(
-    store: LatentStore, teacher: MaskDecoder, progress: Progress | None = None
-) -> MaskStudent:
+    store: LatentStore,
+    teacher: MaskDecoder,
+    fold: int | None = None,
+    progress: Progress | None = None,
+) -> KeptStudent:
     """A student taught now, and kept beside the store.
 
+    fold      what it is not to see
     progress  called with (done, in all) of the teaching
     """
-    latents = _true_latents(store, teacher)
-    student = distil(teacher, latents, FIRST_PAIRS, FIRST_LESSONS, progress).decoder.student
-    tensors = {name: tensor.contiguous() for name, tensor in weights_of(student).items()}
-    content = safetensors.torch.save({**tensors, "made_from": _made_from(store)})
-    store.write_beside(STUDENT_FILE, content)
-    return student
+    latents = _true_latents(store, teacher, fold)
+    network = distil(teacher, latents, FIRST_PAIRS, FIRST_LESSONS, progress).decoder.student
+    tensors = {name: tensor.contiguous() for name, tensor in weights_of(network).items()}
+    content = safetensors.torch.save(
+        {**tensors, "made_from": _made_from(store, fold)}, {"precision": teacher.precision}
+    )
+    store.write_beside(student_file(fold), content)
+    return KeptStudent(network, teacher.precision, hashlib.sha256(content).hexdigest())
 
 
-def load_student(store: LatentStore, teacher: MaskDecoder) -> MaskStudent:
+def load_student(store: LatentStore, teacher: MaskDecoder, fold: int | None = None) -> KeptStudent:
     """The student kept beside a store, or one taught now; raises as `kept_student` does."""
-    return kept_student(store, teacher.tokenizer.device) or new_student(store, teacher)
+    kept = kept_student(store, teacher.tokenizer.device, fold)
+    return kept or new_student(store, teacher, fold)
 
 
 def measure(store: LatentStore, teacher: MaskDecoder, student: MaskStudent) -> dict[str, Any]:
@@ -104,13 +143,23 @@ def _with_weights(
     return student.to(device)
 
 
-def _true_latents(store: LatentStore, teacher: MaskDecoder) -> Tensor:
-    """Z_M of every training cell: (n, C, h, w) float32, scaled."""
-    return load_latents(store, "train", masks=False, device=teacher.tokenizer.device).z_mask
+def _true_latents(store: LatentStore, teacher: MaskDecoder, fold: int | None = None) -> Tensor:
+    """Z_M of every training cell outside a fold: (n, C, h, w) float32, scaled."""
+    device = teacher.tokenizer.device
+    return load_latents(store, "train", masks=False, fold=fold, device=device).z_mask
 
 
-def _made_from(store: LatentStore) -> Tensor:
-    """Digest of all that decides a student: the recipe, the tokenizer, the store's content."""
+def _metadata(content: bytes) -> dict[str, str]:
+    """Metadata of a safetensors file: the header's length in eight bytes, then its JSON."""
+    length = int.from_bytes(content[:8], "little")
+    metadata: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    return metadata
+
+
+def _made_from(store: LatentStore, fold: int | None) -> Tensor:
+    """Digest of all that decides a student: recipe, tokenizer, the store's content, the fold."""
     what = [RECIPE, store.tokenizer["digest"], store.receipt()]
+    if fold is not None:
+        what.append(digests_of_folds(store.samples)[str(fold)])
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).digest()
     return torch.frombuffer(bytearray(digest), dtype=torch.uint8)

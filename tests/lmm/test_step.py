@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import lmm.step
 from lmm.batches import open_batches
+from lmm.decoder import MaskDecoder
 from lmm.latents import Batch
+from lmm.losses import loss_of, seg_gradient
 from lmm.settings import LEVELS, TrainSettings
 from lmm.step import Learner
 from lmm.train import new_learner
@@ -82,6 +85,34 @@ def test_every_nth_step_has_a_dice_loss(small_store: str, fresh: Tokenizer) -> N
     assert have == [False, False, True, False, False, True, False]
 
 
+@pytest.mark.parametrize(
+    ("change", "weight"),
+    [
+        ({}, 1),
+        ({"seg_every": 3}, 3),
+        ({"seg_levels": "out"}, 3),
+        ({"seg_levels": "out,level1"}, 1.5),
+    ],
+    ids=str,
+)
+def test_the_dice_term_weighs_as_much_however_rarely_it_is_taken(
+    change: dict[str, Any], weight: float, small_store: str, fresh: Tokenizer
+) -> None:
+    settings = replace(QUICK, **change)
+    _, batch = learner_and_batch(small_store, fresh, QUICK)
+    decoder = MaskDecoder(fresh)
+    # Levels all alike, so that each has the same part in the sum.
+    levels = {level: batch.z_mask.clone().requires_grad_() for level in LEVELS}
+    part = loss_of(settings, decoder)(levels, batch, step=settings.seg_every)["seg"]
+    part.backward()
+    _, of_one = seg_gradient(decoder, batch.z_mask[None], batch.mask)
+    gradient = levels["out"].grad
+    assert gradient is not None
+    assert float(of_one.abs().max()) > 0
+    torch.testing.assert_close(gradient, weight * of_one[0], rtol=1e-4, atol=1e-9)
+    assert sum(level.grad is not None for level in levels.values()) == len(settings.dice_levels)
+
+
 def test_the_student_learns_from_the_frozen_decoder_every_so_many_steps(
     small_store: str, fresh: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +130,27 @@ def test_the_student_learns_from_the_frozen_decoder_every_so_many_steps(
     # Two samples of the batch are decoded, by one call, at the second and fourth step.
     assert calls == [0, 1, 1, 2]
     assert [torch.equal(weights[i], weights[i + 1]) for i in range(3)] == [False, True, False]
+
+
+def test_steps_on_empty_masks_take_false_alarms_away(small_store: str, fresh: Tokenizer) -> None:
+    settings = replace(QUICK, loss="seg", seg_decoder="student")
+    learner, batch = learner_and_batch(small_store, fresh, settings)
+    assert learner.distillation is not None
+    assert batch.mask is not None
+    empty = replace(batch, mask=torch.zeros_like(batch.mask))
+    student = learner.distillation.decoder
+
+    def false_alarms() -> float:
+        with torch.no_grad():
+            return float(student(learner.model(batch.z_image)["out"]).sum())
+
+    with torch.no_grad():
+        student.student.head[1].bias.add_(2)  # it sees a lesion nearly everywhere
+    before = false_alarms()
+    for _ in range(20):
+        learner.step(empty)
+    assert before > 0.5 * batch.mask.numel()
+    assert false_alarms() < 0.96 * before
 
 
 def test_the_latent_loss_takes_every_supervised_level(small_store: str, fresh: Tokenizer) -> None:

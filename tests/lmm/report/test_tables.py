@@ -137,6 +137,58 @@ def test_a_name_with_a_line_break_breaks_no_row(tmp_path: Path, kind: str) -> No
         assert "one two" in text
 
 
+def write_fold(path: Path, seed: int, fold: int, dsc: float, n: int, **more: Any) -> Run:
+    folds = {"0": "digest of 0", "1": "digest of 1"}
+    run = write_run(path / f"{seed}-{fold}", seed=seed, fold=fold)
+    scored = {"n": n, "folds": folds, "images_digest": str(fold), **more}
+    return write_scores(run, dsc, "busi-fold", **scored)
+
+
+def test_folds_of_a_seed_are_one_score_of_every_image_once(tmp_path: Path) -> None:
+    runs = [
+        write_fold(tmp_path, seed=0, fold=0, dsc=0.8, n=30),
+        write_fold(tmp_path, seed=0, fold=1, dsc=0.4, n=10),
+        write_fold(tmp_path, seed=1, fold=0, dsc=0.6, n=30),
+        write_fold(tmp_path, seed=1, fold=1, dsc=0.6, n=10),
+    ]
+    (row,) = build_rows(runs, "fold")
+    # (30 · 0.8 + 10 · 0.4) / 40 = 0.7, and 0.6.
+    assert row.seeds == 2
+    assert row.scores["dsc"] == pytest.approx(65)
+    assert row.sds is not None
+    assert row.sds["dsc"] == pytest.approx(10 / math.sqrt(2))
+    assert "fold" not in format_table([row], "csv").splitlines()[0].split(",")
+
+
+def test_a_seed_without_one_run_of_each_fold_is_refused(tmp_path: Path) -> None:
+    first = write_fold(tmp_path, seed=3, fold=1, dsc=0.8, n=30)
+    with pytest.raises(UsageError, match=r"seed 3 has runs of folds 1; the store has 0, 1"):
+        build_rows([first], "fold")
+    both = [first, write_fold(tmp_path, seed=3, fold=0, dsc=0.8, n=30)]
+    assert len(build_rows(both, "fold")) == 1
+    again = write_fold(tmp_path / "again", seed=3, fold=0, dsc=0.8, n=30)
+    with pytest.raises(UsageError, match=r"folds 0, 0, 1"):
+        build_rows([*both, again], "fold")
+
+
+def test_folds_drawn_anew_are_another_row(tmp_path: Path) -> None:
+    drawn = {"0": "other", "1": "others"}
+    runs = [
+        write_fold(tmp_path / str(i), seed=0, fold=fold, dsc=0.8, n=30, folds=folds)
+        for i, folds in enumerate(({"0": "a", "1": "b"}, drawn))
+        for fold in (0, 1)
+    ]
+    assert len(build_rows(runs, "fold")) == 2
+
+
+def test_runs_made_before_a_setting_was_there_are_in_the_row_of_its_default(
+    tmp_path: Path,
+) -> None:
+    old = write_scores(write_run(tmp_path / "old", seed=0), 0.5)
+    new = write_scores(write_run(tmp_path / "new", seed=1, fold=None), 0.5)
+    assert [row.seeds for row in build_rows([old, new], "test")] == [2]
+
+
 def test_other_definitions_of_hd95_are_not_put_in_one_column(tmp_path: Path) -> None:
     runs = [
         write_scores(write_run(tmp_path / kind, loss=kind), 0.5, hd95_definition=kind)

@@ -1,8 +1,12 @@
 """The student: what it is taught on, what it remembers, when the kept one is used."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 from click.testing import CliRunner
 
@@ -132,9 +136,9 @@ def test_a_kept_student_is_used_and_nothing_is_decoded_again(
 ) -> None:
     store = open_store(str(store_copy))
     assert kept_student(store, CPU) is None
-    student = load_student(store, teacher)
+    student = load_student(store, teacher).network
     calls = teacher.calls
-    again = load_student(store, teacher)
+    again = load_student(store, teacher).network
     assert teacher.calls == calls
     assert all(
         torch.equal(a, b) for a, b in zip(student.parameters(), again.parameters(), strict=True)
@@ -148,6 +152,51 @@ def test_a_student_of_another_state_of_the_store_is_made_anew(
     receipt = store_copy / "receipt.json"
     receipt.write_text(receipt.read_text().replace('"samples_digest": "', '"samples_digest": "0'))
     assert kept_student(open_store(str(store_copy)), CPU) is None
+
+
+def test_a_student_says_at_which_precision_it_was_taught(
+    store_copy: Path, tokenizer: Tokenizer
+) -> None:
+    store = open_store(str(store_copy))
+    taught = load_student(store, MaskDecoder(tokenizer, "bf16"))
+    with safetensors.safe_open(f"{store_copy}.{STUDENT_FILE}", "pt") as file:
+        assert file.metadata() == {"precision": "bf16"}
+    # At another precision it is used as it is.
+    again = load_student(store, MaskDecoder(tokenizer, "fp32"))
+    content = Path(f"{store_copy}.{STUDENT_FILE}").read_bytes()
+    assert (
+        taught.origin
+        == again.origin
+        == {"digest": hashlib.sha256(content).hexdigest(), "precision": "bf16"}
+    )
+
+
+def test_a_student_that_does_not_say_its_precision_is_made_anew(
+    store_copy: Path, teacher: MaskDecoder
+) -> None:
+    store = open_store(str(store_copy))
+    load_student(store, teacher)
+    path = Path(f"{store_copy}.{STUDENT_FILE}")
+    path.write_bytes(safetensors.torch.save(safetensors.torch.load(path.read_bytes())))
+    assert kept_student(store, CPU) is None
+
+
+def test_train_says_that_a_student_was_taught_at_another_precision_and_records_it(
+    store_copy: Path, tmp_path: Path
+) -> None:
+    words = ["distill", "--latents", str(store_copy), "--precision", "bf16", "--json"]
+    distilled = CliRunner().invoke(main, words)
+    assert json.loads(distilled.stdout)["precision"] == "bf16"
+    for precision, said in (("fp32", 1), ("bf16", 0)):
+        run = tmp_path / precision
+        words = ["train", "--latents", str(store_copy), "--out", str(run), "--epochs", "1"]
+        words += ["--width", "16", "--batch-size", "2", "--precision", precision, "--json"]
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 0, result.output
+        assert result.stderr.count("was taught in bf16, not fp32: used as it is") == said
+        student = json.loads((run / "run.json").read_text())["student"]
+        content = Path(f"{store_copy}.{STUDENT_FILE}").read_bytes()
+        assert student == {"digest": hashlib.sha256(content).hexdigest(), "precision": "bf16"}
 
 
 def test_a_damaged_student_is_an_error_that_names_its_file(
@@ -166,7 +215,7 @@ def test_a_student_is_measured_on_latents_it_was_not_taught_on(
     store_copy: Path, teacher: MaskDecoder
 ) -> None:
     store = open_store(str(store_copy))
-    found = measure(store, teacher, load_student(store, teacher))
+    found = measure(store, teacher, load_student(store, teacher).network)
     student = MaskStudent(4, 8)
     assert found["parameters"] == sum(p.numel() for p in student.parameters())
     assert found["agreement"] is None or 0 <= found["agreement"] <= 1

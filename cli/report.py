@@ -40,7 +40,14 @@ def command(
       gms-lmm report runs/busi-* --table latex
     """
     from lmm.run import open_run
+    from lmm.splits import FOLD
+    from pipeline.errors import UsageError
 
+    if split == FOLD and not kind:
+        raise UsageError(
+            "a page shows the images of one split, and each run of a fold was scored on others",
+            "--table markdown, csv or latex puts the runs of all folds in one row",
+        )
     runs = [open_run(path) for path in run_paths]
     if kind:
         _table(runs, split, kind, output, as_json)

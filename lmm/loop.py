@@ -5,17 +5,17 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from lmm.batches import Batches, steps_per_epoch
-from lmm.checkpoint import read_checkpoint, weights_of, write_checkpoint
+from lmm.candidates import Candidates
+from lmm.checkpoint import named, part_of, read_checkpoint, weights_of, write_checkpoint
 from lmm.latents import Latents
 from lmm.run import Run, write_json
-from lmm.selection import is_kept, validate
+from lmm.selection import choose, contenders, validate
 from lmm.settings import TrainSettings
 from lmm.step import Learner
 from lmm.student.file import STUDENT_FILE
@@ -37,7 +37,7 @@ class Progressed:
     val_decoder_calls: int = 0
     best_epoch: int = 0  # the one that is kept
     best_dsc: float = 0.0
-    peak_dsc: list[float] = field(default_factory=list)  # of each image, where the mean was highest
+    validations: int = 0
     student_agreement: float | None = None  # at the last validation
 
 
@@ -66,7 +66,8 @@ def fit(
         return run.summary()
     settings = learner.settings
     with _deterministic(settings.deterministic):
-        state = _restore(run, learner)
+        candidates = Candidates(run.path, selection.sample_ids)
+        state = _restore(run, learner, candidates)
         for epoch in range(state.epoch + 1, settings.epochs + 1):
             started = time.monotonic()
             line = _train_epoch(learner, batches, epoch, progress)
@@ -74,7 +75,7 @@ def fit(
             state.epoch, state.steps = epoch, learner.steps
             state.decoder_calls += line["decoder_calls"]
             if epoch % settings.val_every == 0 or epoch == settings.epochs:
-                line |= _select(run, learner, selection, state)
+                line |= _select(run, learner, selection, candidates, state)
             state.seconds += time.monotonic() - started
             line["seconds"] = state.seconds
             with (run.path / "log.jsonl").open("a") as file:
@@ -82,6 +83,9 @@ def fit(
             if log:
                 log(line)
             write_checkpoint(run.path / "last.safetensors", learner.tensors(), asdict(state))
+            if candidates.epochs:
+                candidates.drop(contenders(candidates.epochs, candidates.dsc, settings))
+    candidates.drop()
     return _finish(run, learner, state)
 
 
@@ -142,23 +146,30 @@ def _train_epoch(
     }
 
 
-def _select(run: Run, learner: Learner, selection: Latents, state: Progressed) -> dict[str, float]:
-    """Score the epoch, and keep its weights where it is chosen; its scores for the log."""
+def _select(
+    run: Run, learner: Learner, selection: Latents, candidates: Candidates, state: Progressed
+) -> dict[str, float]:
+    """Score the epoch, and put the weights of the choice in their place; its scores for the log."""
+    settings = learner.settings
     calls = learner.teacher.calls
     scores, dsc = validate(learner, selection)
     state.val_decoder_calls += learner.teacher.calls - calls
     state.student_agreement = scores.get("student_agreement")
-    peak = np.array(state.peak_dsc)
-    if not peak.size or is_kept(dsc, peak, learner.settings.select_on):
-        state.best_dsc, state.best_epoch = dsc.mean().item(), state.epoch
-        _write_best(run, learner, state)
-    if not peak.size or dsc.mean() > peak.mean():
-        state.peak_dsc = dsc.tolist()
+    candidates.add(state.epoch, dsc)
+    state.validations += 1
+    epochs, every = candidates.epochs, candidates.dsc
+    if state.epoch in contenders(epochs, every, settings):
+        candidates.keep(state.epoch, _chosen_weights(learner))
+    chosen = choose(epochs, every, settings)
+    if chosen != state.best_epoch:
+        state.best_epoch, state.best_dsc = chosen, every[epochs.index(chosen)].mean().item()
+        now = chosen == state.epoch
+        _write_best(run, _chosen_weights(learner) if now else candidates.weights(chosen), state)
     return scores
 
 
-def _restore(run: Run, learner: Learner) -> Progressed:
-    """Put learner and log back to the last whole epoch; epoch 0 when there is none."""
+def _restore(run: Run, learner: Learner, candidates: Candidates) -> Progressed:
+    """Put learner, validations and log back to the last whole epoch; epoch 0 when there is none."""
     log = run.path / "log.jsonl"
     if not (run.path / "last.safetensors").exists():
         log.unlink(missing_ok=True)
@@ -166,6 +177,7 @@ def _restore(run: Run, learner: Learner) -> Progressed:
     tensors, saved = read_checkpoint(run.path / "last.safetensors")
     learner.load(tensors)
     state = Progressed(**saved)
+    candidates.restore(state.validations)
     learner.steps = state.steps
     # The process may have died between the log line and the checkpoint of an epoch.
     lines = log.read_text().splitlines()[: state.epoch]
@@ -173,11 +185,18 @@ def _restore(run: Run, learner: Learner) -> Progressed:
     return state
 
 
-def _write_best(run: Run, learner: Learner, state: Progressed) -> None:
-    progress = {"epoch": state.best_epoch, "dsc": state.best_dsc}
-    write_checkpoint(run.path / "best.safetensors", weights_of(learner.model), progress)
+def _chosen_weights(learner: Learner) -> dict[str, torch.Tensor]:
+    """What is kept of a chosen epoch: the model's weights, and the student's."""
+    weights = named("model", weights_of(learner.model))
     if learner.distillation:
-        student = weights_of(learner.distillation.decoder.student)
+        weights |= named("student", weights_of(learner.distillation.decoder.student))
+    return weights
+
+
+def _write_best(run: Run, weights: dict[str, torch.Tensor], state: Progressed) -> None:
+    progress = {"epoch": state.best_epoch, "dsc": state.best_dsc}
+    write_checkpoint(run.path / "best.safetensors", part_of(weights, "model"), progress)
+    if student := part_of(weights, "student"):
         write_checkpoint(run.path / STUDENT_FILE, student, progress)
 
 

@@ -17,7 +17,7 @@ from lmm.settings import LEVELS, LOSSES, TrainSettings
 from pipeline.encode.cells import is_out_of_memory
 
 DICE_SMOOTHING = 1e-5
-EMPTY_MARGIN = 1e-3
+EMPTY_MARGIN = 1e-4
 
 
 class Loss(Protocol):
@@ -94,9 +94,9 @@ def dice_loss(grey: Tensor, mask: Tensor) -> Tensor:
 
     Of an image whose mask is empty: the cross-entropy of M̂ with it, the mean over pixels of
     −log(1 − M̂ / (1 + δ)), which is 0 where nothing is predicted. Its Dice term would be near 1 and
-    flat, whatever is predicted: ΣM̂ of a grey map is far above ε, and a false alarm would cost next
-    to nothing to keep. With δ = 1e-3 the slope, 1 / (1 + δ − M̂), stays below 1000 where a decoder's
-    M̂ is 1; towards the logit of a sigmoid it is nearly M̂ itself.
+    flat: ΣM̂ of a grey map stays far above ε, so that taking a false alarm away would earn nothing.
+    δ = 1e-4 keeps the slope, 1 / (1 + δ − M̂), within 10,000 where a decoder's M̂ is 1; towards the
+    logit of a sigmoid it is nearly M̂ itself.
 
     grey     (B, H, W) float in [0, 1]: M̂, not thresholded
     mask     (B, H, W) bool, uint8 or float, values 0 and 1: M

@@ -1,11 +1,45 @@
 """Which epoch of a run is kept: the latest that no other beats by more than chance."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from lmm.latents import Latents
 from lmm.metrics import Floats, score
 from lmm.model import predict_latents
+from lmm.settings import TrainSettings
 from lmm.step import Learner
+
+
+def choose(epochs: Sequence[int], dsc: Floats, settings: TrainSettings) -> int:
+    """The epoch that is kept of those validated so far.
+
+    A function of all validations and nothing else, so that a choice can be made again from a run's
+    validations.parquet. Today's rule looks at each epoch once, as it comes; see `is_kept`.
+
+    epochs  k of them, in order
+    dsc     (k, n) of each image, fractions
+    """
+    kept = peak = 0
+    for this in range(1, len(epochs)):
+        if is_kept(dsc[this], dsc[peak], settings.select_on):
+            kept = this
+        if dsc[this].mean() > dsc[peak].mean():
+            peak = this
+    return epochs[kept]
+
+
+def contenders(epochs: Sequence[int], dsc: Floats, settings: TrainSettings) -> list[int]:
+    """Epochs so far whose weights have to stay: `choose` may yet take them in place of its choice.
+
+    The weights of the choice are kept in any case. Under a rule that comes back to an epoch the
+    choice is one of these too, as another may take its place for a time; and as each costs the
+    disk a whole set of weights, they have to be few. An epoch that has given way under today's
+    rule is not chosen again.
+
+    epochs, dsc  as in `choose`
+    """
+    return []
 
 
 def is_kept(dsc: Floats, peak: Floats, select_on: str) -> bool:

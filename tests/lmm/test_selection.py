@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import lmm.loop
+from lmm.candidates import Candidates
 from lmm.checkpoint import read_checkpoint
 from lmm.latents import Latents
 from lmm.selection import is_kept
@@ -73,6 +74,7 @@ def test_a_run_keeps_the_weights_of_the_epoch_that_was_chosen(
         return {f"{select_on}_dsc": float(dsc.mean())}, dsc
 
     monkeypatch.setattr(lmm.loop, "validate", scripted)
+    monkeypatch.setattr(lmm.loop, "Candidates", lambda run, _: Candidates(run, list("abcd")))
     settings = TrainSettings(
         loss="lm", epochs=4, batch_size=1, width=16, val_every=1, select_on=select_on
     )

@@ -159,6 +159,9 @@ def test_folds_are_trained_scored_and_put_in_one_table_by_the_command_line(
     means = [one["dsc"] for one in scores for _ in range(one["n"])]
     assert row["scores"]["dsc"] == pytest.approx(100 * sum(means) / len(means))
     assert row["seeds"] == 1
+    result = CliRunner().invoke(main, words[:-2])
+    assert result.exit_code == 2
+    assert "fix: --table markdown" in result.stderr
     words = ["train", "--latents", url, "--fold", "7", *short]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 2

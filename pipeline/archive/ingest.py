@@ -101,7 +101,8 @@ def build_manifest(
         faults += [*misplaced, *_torn_duplicates(rows, splits)]
     if faults and not skip_bad:
         raise IngestError(home, faults, len(sample_ids))
-    rows = [row for row in rows if row["sample_id"] not in _spoiled(faults)]
+    left_out = _spoiled(faults)
+    rows = [row for row in rows if row["sample_id"] not in left_out]
     _require_some(rows, home, colour)
     pairs = _among(rows, pairs)
     frame = _frame(rows, splits, name or layout, pairs)

@@ -88,12 +88,13 @@ def find_twins(
         return []
     thumbnails = np.stack([thumbnail_of[name] for name in names])
     first, second, turns = _nearest(thumbnails, progress)
-    detail = _detail(thumbnails)
+    blocks = (thumbnails[start : start + _ROWS] for start in range(0, len(names), _ROWS))
+    detail = np.concatenate([_detail(block).astype(np.float16) for block in blocks])
 
     def correlate(start: int) -> Floats:
         part = slice(start, start + _PAIRS)
         a = np.stack([turned(detail[i], t) for i, t in zip(first[part], turns[part], strict=True)])
-        return _aligned_correlation(a, detail[second[part]])
+        return _aligned_correlation(a.astype(np.float32), detail[second[part]].astype(np.float32))
 
     parts = list(map_ahead(correlate, range(0, len(first), _PAIRS)))
     correlations = np.concatenate([np.zeros(0, np.float32), *parts])

@@ -112,7 +112,7 @@ def test_one_dark_blob_on_smooth_skin_does_not_make_twins() -> None:
     blob = 120 / (1 + np.exp((np.hypot(x, y) - 0.2) * 40))
     lesions = {}
     for seed in range(20):
-        grain = gaussian_filter(np.random.default_rng(seed).normal(size=(120, 160)), 1.5) * 40
+        grain = gaussian_filter(np.random.default_rng(seed).normal(size=(120, 160)), 1.5) * 15
         grey = (200 - blob + grain).clip(0, 255).astype(np.uint8)
         lesions[str(seed)] = shrunk(Image.fromarray(grey).convert("RGB"))
     flat = np.array([one.ravel() for one in lesions.values()], np.float64)

@@ -1,8 +1,9 @@
-"""Which epoch of a run is kept: the latest that no other beats by more than chance."""
+"""Which epoch of a run is kept: the one at the top of the smoothed curve of its val scores."""
 
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lmm.latents import Latents
 from lmm.metrics import Floats, score
@@ -10,54 +11,56 @@ from lmm.model import predict_latents
 from lmm.settings import TrainSettings
 from lmm.step import Learner
 
+WIDTH = 0.05  # of a run's epochs: standard deviation of the Gaussian that smooths val's curve
+REACH = 3  # standard deviations from which on another validation has no weight
+
 
 def choose(epochs: Sequence[int], dsc: Floats, settings: TrainSettings) -> int:
-    """The epoch that is kept of those validated so far.
+    """The epoch that is kept of those validated so far: the one with the highest smoothed mean.
+
+    Val parts are small. From one validation to the next the mean of val rises and falls by what
+    happens to a few images, and images of test do so by themselves: the highest of many such means
+    is mostly luck. What lasts over some epochs is not, so each mean is averaged with those around
+    it, weighted by a Gaussian of WIDTH of the run's epochs. A curve that rises to its end keeps its
+    last epoch, one that falls again keeps the epoch at the top of its hill. With `select_on` test,
+    the GMS authors' protocol, the highest mean itself is kept.
 
     A function of all validations and nothing else, so that a choice can be made again from a run's
-    validations.parquet. Today's rule looks at each epoch once, as it comes; see `is_kept`.
+    validations.parquet. Of equal means the later wins, with the lower learning rate behind it.
 
     epochs  k of them, in order
     dsc     (k, n) of each image, fractions
     """
-    kept = peak = 0
-    for this in range(1, len(epochs)):
-        if is_kept(dsc[this], dsc[peak], settings.select_on):
-            kept = this
-        if dsc[this].mean() > dsc[peak].mean():
-            peak = this
-    return epochs[kept]
+    means = dsc.mean(axis=1)
+    if settings.select_on == "test":
+        return epochs[int(np.argmax(means))]
+    curve = _smoothed(np.array(epochs), means, settings)
+    return epochs[len(curve) - 1 - int(np.argmax(curve[::-1]))]
 
 
 def contenders(epochs: Sequence[int], dsc: Floats, settings: TrainSettings) -> list[int]:
     """Epochs so far whose weights have to stay: `choose` may yet take them in place of its choice.
 
-    The weights of the choice are kept in any case. Under a rule that comes back to an epoch the
-    choice is one of these too, as another may take its place for a time; and as each costs the
-    disk a whole set of weights, they have to be few. An epoch that has given way under today's
-    rule is not chosen again.
+    The smoothed mean of an epoch is settled once those within REACH of it are validated. So these
+    are the epochs near the end, within REACH · WIDTH of a run's, and the best of those settled.
 
     epochs, dsc  as in `choose`
     """
-    return []
+    if settings.select_on == "test":
+        return []
+    curve = _smoothed(np.array(epochs), dsc.mean(axis=1), settings)
+    reach = REACH * WIDTH * settings.epochs
+    settled = sum(epochs[-1] - epoch >= reach for epoch in epochs)
+    best = [epochs[settled - 1 - int(np.argmax(curve[:settled][::-1]))]] if settled else []
+    return [*best, *epochs[settled:]]
 
 
-def is_kept(dsc: Floats, peak: Floats, select_on: str) -> bool:
-    """Whether an epoch is kept in place of those before it.
-
-    On val it is unless the best mean so far leads by more than one standard error, the difference
-    being taken image by image. Val parts are small, and the largest of many noisy means is as often
-    luck as merit; where nothing tells two epochs apart, the later has the lower learning rate
-    behind it. On test, the GMS authors' protocol, the highest mean is kept.
-
-    dsc, peak  (n,) of this epoch and of the one with the highest mean before it
-    source     the one-standard-error rule: Breiman et al., Classification and Regression Trees,
-               1984, section 3.4.3
-    """
-    lead = peak - dsc
-    if select_on == "test" or len(lead) == 1:
-        return bool(lead.mean() < 0)
-    return bool(lead.mean() <= lead.std(ddof=1) / np.sqrt(len(lead)))
+def _smoothed(epochs: NDArray[np.int64], means: Floats, settings: TrainSettings) -> Floats:
+    """Each mean averaged with those around it; (k,) both."""
+    away = (epochs[:, None] - epochs) / (WIDTH * settings.epochs)
+    weights = np.exp(-0.5 * away**2) * (np.abs(away) < REACH)
+    averaged: Floats = weights @ means / weights.sum(axis=1)
+    return averaged
 
 
 def validate(learner: Learner, latents: Latents) -> tuple[dict[str, float], Floats]:

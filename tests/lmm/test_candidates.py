@@ -13,7 +13,6 @@ import lmm.loop
 from lmm.candidates import Candidates
 from lmm.checkpoint import read_checkpoint
 from lmm.latents import Latents
-from lmm.selection import choose, contenders
 from lmm.settings import TrainSettings
 from lmm.step import Learner
 from lmm.train import train
@@ -156,11 +155,3 @@ def test_validations_that_are_gone_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "validations.parquet").write_bytes(b"no parquet")
     with pytest.raises(ArtefactError, match=r"validations\.parquet cannot be read"):
         Candidates(tmp_path, ["a"]).restore(1)
-
-
-def test_the_rule_in_use_can_be_made_again_from_all_validations_and_keeps_no_others() -> None:
-    # Each image alike: no spread, so that the highest mean so far is kept, the later of equals.
-    dsc = np.array([[0.2, 0.2], [0.5, 0.5], [0.4, 0.4], [0.5, 0.5], [0.3, 0.3]])
-    epochs = [5, 10, 15, 20, 25]
-    assert [choose(epochs[:k], dsc[:k], SETTINGS) for k in range(1, 6)] == [5, 10, 10, 20, 20]
-    assert contenders(epochs, dsc, SETTINGS) == []

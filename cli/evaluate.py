@@ -58,6 +58,12 @@ DEFINITIONS = {
     help="HD95, px: MONAI's, the larger of both directions; or medpy's, both pooled.",
 )
 @click.option(
+    "--allow-seen",
+    is_flag=True,
+    help="Score images too that the run was trained or selected on, as --split train or val are;"
+    " file, table and page say so.",
+)
+@click.option(
     "--masks", type=click.Path(path_type=Path), help="Folder to write the predicted masks to, PNG."
 )
 @device_option
@@ -70,6 +76,7 @@ def command(
     with_ceiling: bool,
     with_student: bool,
     hd95: "HD95",
+    allow_seen: bool,
     masks: Path | None,
     device: str,
     as_json: bool,
@@ -89,7 +96,7 @@ def command(
     chosen = choose_device(device)
     wanted = Wanted(hd95, native, with_ceiling, with_student)
     with progress_bar("evaluate", "decodes") as progress:
-        evaluation = evaluate(run, store, split, chosen, wanted, progress)
+        evaluation = evaluate(run, store, split, chosen, wanted, progress, allow_seen=allow_seen)
     path = write_evaluation(evaluation, run.path / "evaluate")
     if masks:
         write_masks(evaluation, masks)
@@ -100,6 +107,8 @@ def command(
 
 
 def _show(summary: dict[str, Any]) -> None:
+    from lmm.lineage import seen_in_words
+
     title = f"{summary['split']}: {summary['n']} images"
     _scores(f"{title} at {summary['size']} px", summary)
     if "native" in summary:
@@ -111,6 +120,8 @@ def _show(summary: dict[str, Any]) -> None:
             click.echo(f"agrees with the frozen decoder at DSC {agreement:.4f}")
     if "ceiling" in summary:
         show_ceiling("the tokenizer's ceiling", summary["ceiling"])
+    if words := seen_in_words(summary["seen"], summary["n"]):
+        click.echo(words)
     click.echo(f"HD95 by the definition of {DEFINITIONS[summary['hd95_definition']]}")
     click.echo(f"per image: {summary['per_image']}")
 

@@ -1,13 +1,13 @@
 """A run and a store in, scores of every image out."""
 
-from lmm.evaluate.files import evaluation_name, read_evaluations, read_per_image
+from lmm.evaluate.files import find_scored, read_evaluations, read_per_image
 from lmm.evaluate.scoring import Evaluation, Wanted, evaluate, write_evaluation, write_masks
 
 __all__ = [
     "Evaluation",
     "Wanted",
     "evaluate",
-    "evaluation_name",
+    "find_scored",
     "read_evaluations",
     "read_per_image",
     "write_evaluation",

@@ -14,7 +14,7 @@ from torch import nn
 from lmm.decoder import THRESHOLD
 from lmm.evaluate.ceiling import ceiling_of
 from lmm.evaluate.cells import Cells, read_cells
-from lmm.evaluate.files import evaluation_name, mask_png, write_scores
+from lmm.evaluate.files import Scored, find_scored, mask_png, require_unseen, write_scores
 from lmm.evaluate.native import Originals
 from lmm.metrics import HD95, KEYS, score, summarise
 from lmm.model import predict_latents
@@ -83,17 +83,24 @@ def evaluate(
     device: torch.device,
     wanted: Wanted = SCORES_ALONE,
     progress: Progress | None = None,
+    *,
+    allow_seen: bool = False,
 ) -> Evaluation:
     """Predict, decode with the frozen decoder and score every clean image of a split.
 
     LMM and decoder run in float32, whatever the run was trained in, so that scores of runs compare.
 
-    progress  called with (decodes done, decodes in all): one an image, with the ceiling three
-    raises    ArtefactError when the store was made with another tokenizer than the run was trained
-              on, or when a run without a student is asked for its; as `read_cells` does; with
-              native scores, as `lmm.evaluate.native.Originals` does
+    progress    called with (decodes done, decodes in all): one an image, with the ceiling three
+    allow_seen  score images that the run was trained or selected on, and say so in name and summary
+    raises      ArtefactError when the store was made with another tokenizer than the run was
+                trained on, when the run has seen any of the images, or when a run without a student
+                is asked for its; as `read_cells` does; with native scores, as
+                `lmm.evaluate.native.Originals` does
     """
     require_same_latents(run, store)
+    scored = find_scored(run, store, split)
+    if not allow_seen:
+        require_unseen(run, store, split, scored)
     cells = read_cells(store, [split], device)
     ids = [cells.sample_ids[place] for place in cells.order]
     originals = Originals(store, ids, wanted.hd95) if wanted.native else None
@@ -109,7 +116,7 @@ def evaluate(
     truths = cells.truths[cells.order]
     scores = score(predicted.masks, truths, hd95=wanted.hd95)
     columns = dict(scores)
-    summary = {"split": split, **summarise(scores), **_what_was_scored(store, split, wanted.hd95)}
+    summary = {"split": split, **summarise(scores), **_what_was_scored(store, scored, wanted.hd95)}
     if originals:
         columns |= {f"native_{name}": values for name, values in originals.scores.items()}
         summary["native"] = summarise(originals.scores)
@@ -120,7 +127,7 @@ def evaluate(
     per_image = _per_image(store, ids, columns, predicted.masks)
     if by_class := _by_class(per_image, list(scores)):
         summary["by_class"] = by_class
-    return Evaluation(evaluation_name(run, store, split), per_image, summary, predicted.masks)
+    return Evaluation(scored.name, per_image, summary, predicted.masks)
 
 
 def predict(
@@ -161,16 +168,16 @@ def _per_image(
     )
 
 
-def _what_was_scored(store: LatentStore, split: str, hd95: HD95) -> dict[str, Any]:
+def _what_was_scored(store: LatentStore, scored: Scored, hd95: HD95) -> dict[str, Any]:
     """What table and page say of scores beside them, and where the store is."""
-    scored = store.samples.filter(pl.col("split") == split)
     return {
         "store": store.url,
         "hd95_definition": hd95,
-        "dataset": ", ".join(sorted(scored["dataset"].unique())),
+        "dataset": ", ".join(sorted(scored.samples["dataset"].unique())),
         "tokenizer": store.tokenizer["name"],
         "size": store.size,
-        "manifest_digest": store.attributes["manifest_digest"],
+        "images_digest": scored.digest,
+        "seen": scored.counts,
     }
 
 

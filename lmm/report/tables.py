@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lmm.evaluate import read_evaluations
+from lmm.lineage import seen_in_words
 from lmm.metrics import HD95, KEYS, METRICS, Metric
 from lmm.run import Run
 from pipeline.errors import UsageError
@@ -31,8 +32,10 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Row:
-    """Runs of equal settings, but for the seed, scored on one data set.
+    """Runs of equal settings, but for the seed, scored on one set of images.
 
+    images    digest of the set; see `lmm.lineage.images_digest`
+    seen      how many of the images the runs had seen, in words; empty where none
     settings  what the rows of the table may differ in, as words
     scores    mean over seeds of each run's mean: dsc, iou in per cent, hd95 in px
     sds       sample standard deviation over seeds, or None for a single run
@@ -40,6 +43,8 @@ class Row:
 
     dataset: str
     tokenizer: str
+    images: str
+    seen: str
     settings: dict[str, str]
     seeds: int
     scores: dict[str, float]
@@ -53,7 +58,7 @@ def short_name(tokenizer: str) -> str:
 
 
 def build_rows(runs: Sequence[Run], split: str) -> list[Row]:
-    """Rows of the table: one for every data set and setting, in order of first appearance.
+    """Rows of the table: one for every set of images and setting, in order of first appearance.
 
     raises  ArtefactError for a run that has not been scored on `split`; UsageError when some were
             scored with another definition of HD95
@@ -63,8 +68,9 @@ def build_rows(runs: Sequence[Run], split: str) -> list[Row]:
     for run in {run.path.resolve(): run for run in runs}.values():
         words = _settings(run)
         for summary in read_evaluations(run, split):
-            scored_on = [summary[name] for name in ("dataset", "tokenizer", "manifest_digest")]
-            key = (*scored_on, str(summary["size"]), json.dumps(words))
+            scored_on = [summary[name] for name in ("dataset", "tokenizer", "images_digest")]
+            seen = seen_in_words(summary["seen"], summary["n"])
+            key = (*scored_on, seen, str(summary["size"]), json.dumps(words))
             groups.setdefault(key, []).append(summary)
             settings[key] = words
     require_one_hd95([one for group in groups.values() for one in group])
@@ -96,6 +102,8 @@ def _row(key: tuple[str, ...], settings: dict[str, str], group: list[dict[str, A
     return Row(
         dataset=key[0],
         tokenizer=short_name(key[1]),
+        images=key[2],
+        seen=key[3],
         settings=settings,
         seeds=len(group),
         scores={name: float(np.mean(of_seeds)) for name, of_seeds in values.items()},
@@ -109,8 +117,9 @@ def format_table(rows: Sequence[Row], kind: str) -> str:
     """The table as text: data set, tokenizer, loss, then what else the rows differ in, and scores.
 
     DSC and IoU in per cent, HD95 in px, two decimals, ± the standard deviation over seeds. The
-    best of a data set, as printed, is in bold where there is something to compare; CSV has plain
-    numbers, and columns for the standard deviations and the number of seeds.
+    best on a set of images, as printed, is in bold where there is something to compare; CSV has
+    plain numbers, and columns for the standard deviations and the number of seeds. Where runs had
+    seen some of the images, or it is not known, a column says so.
 
     kind  csv, markdown or latex
     """
@@ -162,14 +171,16 @@ def _latex(rows: Sequence[Row]) -> str:
 
 
 def _telling(rows: Sequence[Row]) -> list[str]:
-    """The loss, and the settings that the rows differ in."""
+    """The loss, the settings that the rows differ in, and `seen` where there is any to say."""
     names = dict.fromkeys(name for row in rows for name in row.settings)
     differing = [name for name in names if len({row.settings.get(name) for row in rows}) > 1]
-    return ["loss", *(name for name in differing if name != "loss")]
+    seen = ["seen"] if any(row.seen for row in rows) else []
+    return ["loss", *(name for name in differing if name != "loss"), *seen]
 
 
 def _words(row: Row, names: Sequence[str]) -> list[str]:
-    return [row.dataset, row.tokenizer, *(row.settings.get(name, "") for name in names)]
+    said = {**row.settings, "seen": row.seen}
+    return [row.dataset, row.tokenizer, *(said.get(name, "") for name in names)]
 
 
 def _cells(
@@ -191,8 +202,12 @@ def _cells(
 
 
 def _is_best(row: Row, rows: Sequence[Row], metric: Metric) -> bool:
-    """Whether a row's score, as printed, is the best of two rows or more on its data set."""
-    rivals = [round(one.scores[metric.key], 2) for one in rows if one.dataset == row.dataset]
+    """Whether a row's score, as printed, is the best of two rows or more that compare."""
+    rivals = [
+        round(one.scores[metric.key], 2)
+        for one in rows
+        if (one.images, one.seen) == (row.images, row.seen)
+    ]
     return len(rivals) > 1 and round(row.scores[metric.key], 2) == metric.best(rivals)
 
 

@@ -64,7 +64,9 @@ DEFINITIONS = {
     " file, table and page say so.",
 )
 @click.option(
-    "--masks", type=click.Path(path_type=Path), help="Folder to write the predicted masks to, PNG."
+    "--masks",
+    type=click.Path(path_type=Path),
+    help="Folder to write the predicted masks to, PNG; with --native at the originals' own size.",
 )
 @device_option
 @json_option

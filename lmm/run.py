@@ -56,6 +56,13 @@ class Run:
         """Digests of its store's splits when it was made, by name; none of an imported run."""
         return {} if self.imported else dict(self.description["store"]["images"])
 
+    @property
+    def e_precision(self) -> str:
+        """Arithmetic in which E encoded its store; float32 for an imported run."""
+        if self.imported:
+            return "fp32"
+        return str(self.description["store"]["preprocessing"]["precision"])
+
     def lineage(self) -> pl.DataFrame | None:
         """What it has seen, as `lmm.lineage.lineage_of` gives it; None where it is not known.
 

@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from PIL import Image
 from torch import nn
 
 from lmm.decoder import THRESHOLD
 from lmm.evaluate.ceiling import ceiling_of
 from lmm.evaluate.cells import Cells, read_cells
 from lmm.evaluate.files import Scored, find_scored, mask_png, require_unseen, write_scores
-from lmm.evaluate.native import Originals
+from lmm.evaluate.native import Originals, file_of
 from lmm.metrics import HD95, KEYS, score, summarise
 from lmm.model import predict_latents
 from lmm.run import Run
 from lmm.student.file import student_of
 from lmm.student.network import StudentDecoder
 from pipeline.errors import ArtefactError
+from pipeline.files import replace_file
 from pipeline.store import LatentStore
 from pipeline.telling import Progress, ticking
 
@@ -53,12 +53,15 @@ class Evaluation:
                order of sample_id
     summary    keys as `gms-lmm evaluate --json` prints them
     masks      (n, H, W) bool, the predictions, in the same order
+    native     with the original masks, the predictions at their size as `predict` writes them: PNG
+               files of 0 and 255; else None
     """
 
     name: str
     per_image: pl.DataFrame
     summary: dict[str, Any]
     masks: np.ndarray
+    native: list[bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ def evaluate(
     per_image = _per_image(store, ids, columns, predicted.masks)
     if by_class := _by_class(per_image, list(scores)):
         summary["by_class"] = by_class
-    return Evaluation(scored.name, per_image, summary, predicted.masks)
+    native = originals.predictions if originals else None
+    return Evaluation(scored.name, per_image, summary, predicted.masks, native)
 
 
 def predict(
@@ -140,7 +144,7 @@ def predict(
     """
     z_mask_hat = torch.cat([predict_latents(model, part) for part in cells.parts])[cells.order]
     masks = []
-    for greys in cells.decoder.greys(z_mask_hat):
+    for greys in cells.decoder.greys(z_mask_hat, of_one_shape=True):
         masks.append((greys > THRESHOLD).cpu().numpy())
         if look:
             look(greys)
@@ -225,8 +229,11 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
 
 
 def write_masks(evaluation: Evaluation, folder: Path) -> None:
-    """Write each predicted mask as FOLDER/sample_id.png, 0 and 255, at the store's size."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, mask in zip(evaluation.per_image["sample_id"], evaluation.masks, strict=True):
+    """Write each predicted mask as FOLDER/sample_id.png, 0 and 255.
+
+    At the store's size; of an evaluation against the original masks at theirs.
+    """
+    contents = evaluation.native or [file_of(mask) for mask in evaluation.masks]
+    for name, content in zip(evaluation.per_image["sample_id"], contents, strict=True):
         # A sample id comes from a file stem and holds no separator.
-        Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{name}.png")
+        replace_file(folder / f"{name}.png", content)

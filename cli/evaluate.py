@@ -139,4 +139,7 @@ def _scores(title: str, summary: dict[str, Any]) -> None:
         values = (summary[one.key], summary[f"{one.key}_sd"])
         grid.add_row(one.label, *map(one.shown, values), f"{low} – {high}")
     Console(highlight=False).print(grid)
-    click.echo(f"missed {summary['missed']}, false alarms {summary['false_alarms']}")
+    click.echo(
+        f"missed {summary['missed']} ({summary['empty']} empty), "
+        f"false alarms {summary['false_alarms']}"
+    )

@@ -78,6 +78,9 @@ METRICS = (
 )
 KEYS = tuple(metric.key for metric in METRICS)
 
+# What `score` tells of every image beside its metrics, and what `summarise` calls their number.
+FLAGS = {"missed": "missed", "empty": "empty", "false_alarm": "false_alarms"}
+
 
 def score(
     predictions: Masks | torch.Tensor, truths: Masks | torch.Tensor, *, hd95: HD95 = "monai"
@@ -93,7 +96,8 @@ def score(
                          compute_hausdorff_distance(percentile=95), float32 rounding included
                          "pooled": 95th percentile of both directions together; equals medpy's hd95
     returns              n values each: "dsc" and "iou" float64 in [0, 1], "hd95" float64 in pixels,
-                         "missed" (t, but p empty) and "false_alarm" (p, but t empty) bool
+                         "missed" (t, and p nowhere on it), "empty" (t, and p empty: missed, too)
+                         and "false_alarm" (p, but t empty) bool
     raises               TypeError when masks are not bool; ValueError when shapes differ or are not
                          (n, H, W), or for another hd95
     """
@@ -110,7 +114,8 @@ def score(
         "dsc": _ratio(2 * intersection, p_area + t_area),
         "iou": _ratio(intersection, union),
         "hd95": np.where(both_empty, 0.0, _hausdorff95(p, t, hd95)),
-        "missed": (p_area == 0) & (t_area > 0),
+        "missed": (intersection == 0) & (t_area > 0),
+        "empty": (p_area == 0) & (t_area > 0),
         "false_alarm": (p_area > 0) & (t_area == 0),
     }
 
@@ -122,7 +127,8 @@ def summarise(
 
     scores   what score returns, n ≥ 1 images; several results may be concatenated
     seed     of the bootstrap: same scores and seed, same interval
-    returns  {"n", "missed", "false_alarms"} int; for each of dsc, iou (fractions) and hd95 (pixels)
+    returns  {"n", "missed", "empty", "false_alarms"} int;
+             for each of dsc, iou (fractions) and hd95 (pixels)
              {"dsc"} mean, {"dsc_sd"} sample standard deviation (0 for one image) and
              {"dsc_ci95"} [low, high]: 2.5th and 97.5th percentile of the means of resampled images
     raises   ValueError when there is no image, when resamples < 1, or when a score is not finite
@@ -143,9 +149,7 @@ def summarise(
         summary[key] = float(means[i])
         summary[f"{key}_sd"] = float(sds[i])
         summary[f"{key}_ci95"] = [float(low[i]), float(high[i])]
-    summary["missed"] = int(np.sum(scores["missed"]))
-    summary["false_alarms"] = int(np.sum(scores["false_alarm"]))
-    return summary
+    return summary | {name: int(np.sum(scores[flag])) for flag, name in FLAGS.items()}
 
 
 def _as_masks(name: str, masks: Masks | torch.Tensor) -> Masks:

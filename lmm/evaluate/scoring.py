@@ -47,7 +47,8 @@ class Evaluation:
     """What a run scores on a split.
 
     name       SAMPLES-SPLIT: what its files are called
-    per_image  sample_id, dataset, class, dsc and iou (fractions), hd95 (px), missed, false_alarm;
+    per_image  sample_id, dataset, class, dsc and iou (fractions), hd95 (px), missed, empty,
+               false_alarm;
                with the original masks also native_dsc, native_iou, native_hd95 (px of the original)
                and so on; prediction_png, the predicted mask at the store's size as a 1-bit PNG; in
                order of sample_id

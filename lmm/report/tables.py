@@ -13,7 +13,7 @@ import numpy as np
 
 from lmm.evaluate import read_evaluations
 from lmm.lineage import seen_in_words
-from lmm.metrics import HD95, KEYS, METRICS, Metric
+from lmm.metrics import FLAGS, HD95, KEYS, METRICS, Metric
 from lmm.run import Run
 from pipeline.errors import UsageError
 
@@ -39,6 +39,7 @@ class Row:
     settings  what the rows of the table may differ in, as words
     scores    mean over seeds of each run's mean: dsc, iou in per cent, hd95 in px
     sds       sample standard deviation over seeds, or None for a single run
+    counts    missed, empty and false_alarms, of all seeds together
     """
 
     dataset: str
@@ -49,6 +50,7 @@ class Row:
     seeds: int
     scores: dict[str, float]
     sds: dict[str, float] | None
+    counts: dict[str, int]
 
 
 def short_name(tokenizer: str) -> str:
@@ -110,6 +112,7 @@ def _row(key: tuple[str, ...], settings: dict[str, str], group: list[dict[str, A
         sds={name: float(np.std(of_seeds, ddof=1)) for name, of_seeds in values.items()}
         if len(group) > 1
         else None,
+        counts={name: sum(one[name] for one in group) for name in FLAGS.values()},
     )
 
 
@@ -118,7 +121,8 @@ def format_table(rows: Sequence[Row], kind: str) -> str:
 
     DSC and IoU in per cent, HD95 in px, two decimals, ± the standard deviation over seeds. The
     best on a set of images, as printed, is in bold where there is something to compare; CSV has
-    plain numbers, and columns for the standard deviations and the number of seeds. Where runs had
+    plain numbers, and columns for the standard deviations, the number of seeds, and how many images
+    of all seeds were missed, left empty and false alarms. Where runs had
     seen some of the images, or it is not known, a column says so.
 
     kind  csv, markdown or latex
@@ -131,14 +135,14 @@ def _csv(rows: Sequence[Row]) -> str:
     writer = csv.writer(content, lineterminator="\n")
     names = _telling(rows)
     scores = [column for name in KEYS for column in (name, f"{name}_sd")]
-    writer.writerow(["data set", "tokenizer", *names, "seeds", *scores])
+    writer.writerow(["data set", "tokenizer", *names, "seeds", *scores, *FLAGS.values()])
     for row in rows:
         cells = [
             cell
             for name in KEYS
             for cell in (f"{row.scores[name]:.2f}", f"{row.sds[name]:.2f}" if row.sds else "")
         ]
-        writer.writerow([*_words(row, names), row.seeds, *cells])
+        writer.writerow([*_words(row, names), row.seeds, *cells, *row.counts.values()])
     return content.getvalue()
 
 

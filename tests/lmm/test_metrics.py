@@ -197,7 +197,7 @@ def test_metrics_are_symmetric_bounded_and_ordered(a: Masks, b: Masks) -> None:
     forward, backward = score(a, b), score(b, a)
     for metric in ("dsc", "iou", "hd95"):
         assert forward[metric][0] == backward[metric][0]
-    assert forward["missed"][0] == backward["false_alarm"][0]
+    assert forward["empty"][0] == backward["false_alarm"][0]
     dsc, iou = forward["dsc"][0], forward["iou"][0]
     assert 0 <= iou <= dsc <= 1
     assert dsc == pytest.approx(2 * iou / (1 + iou))
@@ -217,6 +217,21 @@ def test_predicting_nothing_is_never_better_than_a_wrong_guess(guess: Masks, tru
     guessed, missed = score(guess, truth), score(np.zeros_like(truth), truth)
     assert missed["hd95"][0] > guessed["hd95"][0]
     assert missed["dsc"][0] <= guessed["dsc"][0]
+
+
+def test_a_prediction_elsewhere_is_missed_and_none_at_all_is_empty_too() -> None:
+    truths = np.zeros((4, 8, 8), bool)
+    truths[:3, 1:3, 1:3] = True
+    predictions = np.zeros_like(truths)
+    predictions[0, 5:7, 5:7] = True  # elsewhere
+    predictions[2, 2, 2:7] = True  # by one pixel upon it
+    predictions[3, 0, 0] = True  # where nothing is
+    scores = score(predictions, truths)
+    assert scores["missed"].tolist() == [True, True, False, False]
+    assert scores["empty"].tolist() == [False, True, False, False]
+    assert scores["false_alarm"].tolist() == [False, False, False, True]
+    summary = summarise(scores)
+    assert [summary[name] for name in ("missed", "empty", "false_alarms")] == [2, 1, 1]
 
 
 def test_a_missed_lesion_makes_every_mean_worse() -> None:
@@ -258,7 +273,14 @@ def test_unknown_hd95_is_refused() -> None:
 def scores_of(dsc: list[float]) -> dict[str, np.ndarray]:
     values = np.array(dsc)
     flags = np.zeros(len(dsc), dtype=np.bool_)
-    return {"dsc": values, "iou": values, "hd95": values, "missed": flags, "false_alarm": flags}
+    return {
+        "dsc": values,
+        "iou": values,
+        "hd95": values,
+        "missed": flags,
+        "empty": flags,
+        "false_alarm": flags,
+    }
 
 
 def test_summary_of_three_images_by_hand() -> None:

@@ -30,6 +30,7 @@ def write_scores(run: Run, dsc: float, name: str = "busi-test", **more: Any) -> 
     folder.mkdir(exist_ok=True)
     summary = {"dataset": "busi", "tokenizer": "taesd", "size": 224, "images_digest": "own"}
     summary |= {"store": "busi.zarr", "n": 130, "seen": {"train": 0, "select": 0}}
+    summary |= {"missed": 3, "empty": 1, "false_alarms": 2}
     summary |= {"hd95_definition": "monai", "dsc": dsc, "iou": dsc / 2, "hd95": 40 * (1 - dsc)}
     (folder / f"{name}.json").write_text(json.dumps({**summary, **more}))
     return run
@@ -48,6 +49,7 @@ def test_seeds_of_equal_settings_are_one_row_with_mean_and_sd(tmp_path: Path) ->
     row = next(csv.DictReader(io.StringIO(format_table(build_rows(runs, "test"), "csv"))))
     assert row["seeds"] == "3"
     assert row["dsc"] == "73.00"
+    assert (row["missed"], row["empty"], row["false_alarms"]) == ("9", "3", "6")
     assert row["dsc_sd"] == f"{math.sqrt((9 + 1 + 16) / 2):.2f}" == "3.61"
     assert lines_of(runs, "markdown")[2] == (
         "| busi | taesd | lm | 73.00 ± 3.61 | 36.50 ± 1.80 | 10.80 ± 1.44 |"
@@ -132,7 +134,7 @@ def test_a_name_with_a_line_break_breaks_no_row(tmp_path: Path, kind: str) -> No
     run = write_scores(write_run(tmp_path / "a"), 0.5, dataset="one\ntwo")
     text = format_table(build_rows([run], "test"), kind)
     if kind == "csv":
-        assert [len(row) for row in csv.reader(io.StringIO(text))] == [10, 10]
+        assert [len(row) for row in csv.reader(io.StringIO(text))] == [13, 13]
     else:
         assert "one two" in text
 

@@ -113,6 +113,8 @@ def _show(summary: dict[str, Any]) -> None:
 
     title = f"{summary['split']}: {summary['n']} images"
     _scores(f"{title} at {summary['size']} px", summary)
+    if "without_twins" in summary:
+        _without_twins(summary)
     if "native" in summary:
         _scores(f"{title}, original masks", summary["native"])
     if "student" in summary:
@@ -126,6 +128,15 @@ def _show(summary: dict[str, Any]) -> None:
         click.echo(words)
     click.echo(f"HD95 by the definition of {DEFINITIONS[summary['hd95_definition']]}")
     click.echo(f"per image: {summary['per_image']}")
+
+
+def _without_twins(summary: dict[str, Any]) -> None:
+    rest = summary["without_twins"]
+    if rest is None:
+        click.echo("each image has a twin among those that the run was trained on")
+        return
+    twins = summary["n"] - rest["n"]
+    _scores(f"without {twins} twins of images trained on", rest)
 
 
 def _scores(title: str, summary: dict[str, Any]) -> None:

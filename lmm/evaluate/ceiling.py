@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from lmm.evaluate.cells import Cells, read_cells
+from lmm.evaluate.twins import groups_of
 from lmm.metrics import FLAGS, HD95, KEYS, METRICS, Scores, score, summarise
 from pipeline.errors import InputError
 from pipeline.fidelity import decoded_pm1, psnr_db
@@ -114,7 +115,7 @@ def _summary(per_image: pl.DataFrame, split: str, store: LatentStore) -> dict[st
     finite = psnr.filter(psnr.is_finite())
     return {
         "split": split,
-        **summarise(scores),
+        **summarise(scores, groups=groups_of(store.samples, per_image["sample_id"].to_list())),
         "worst": worst["sample_id"],
         **{f"{metric.key}_worst": metric.worst(per_image[metric.key]) for metric in METRICS},
         "image_psnr_db": finite.mean(),

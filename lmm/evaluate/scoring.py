@@ -15,7 +15,8 @@ from lmm.evaluate.ceiling import ceiling_of
 from lmm.evaluate.cells import Cells, read_cells
 from lmm.evaluate.files import Scored, find_scored, mask_png, require_unseen, write_scores
 from lmm.evaluate.native import Originals, file_of
-from lmm.metrics import HD95, KEYS, score, summarise
+from lmm.evaluate.twins import groups_of, twins_in_train
+from lmm.metrics import HD95, KEYS, Scores, score, summarise
 from lmm.model import predict_latents
 from lmm.run import Run
 from lmm.student.file import student_of
@@ -50,7 +51,9 @@ class Evaluation:
     per_image  sample_id, dataset, class, dsc and iou (fractions), hd95 (px), missed, empty,
                false_alarm;
                with the original masks also native_dsc, native_iou, native_hd95 (px of the original)
-               and so on; prediction_png, the predicted mask at the store's size as a 1-bit PNG; in
+               and so on; twin_in_train, whether the run was trained on a twin, where the store
+               knows of twins and the run what it has seen; prediction_png, the predicted mask
+               at the store's size as a 1-bit PNG; in
                order of sample_id
     summary    keys as `gms-lmm evaluate --json` prints them
     masks      (n, H, W) bool, the predictions, in the same order
@@ -120,14 +123,24 @@ def evaluate(
     truths = cells.truths[cells.order]
     scores = score(predicted.masks, truths, hd95=wanted.hd95)
     columns = dict(scores)
-    summary = {"split": split, **summarise(scores), **_what_was_scored(store, scored, wanted.hd95)}
+    groups = groups_of(store.samples, ids)
+    summary = {
+        "split": split,
+        **summarise(scores, groups=groups),
+        **_what_was_scored(store, scored, wanted.hd95),
+    }
     if originals:
         columns |= {f"native_{name}": values for name, values in originals.scores.items()}
-        summary["native"] = summarise(originals.scores)
+        summary["native"] = summarise(originals.scores, groups=groups)
     if student:
-        summary["student"] = _of_student(student, predicted, truths, wanted.hd95)
+        summary["student"] = _of_student(student, predicted, truths, groups, wanted.hd95)
     if wanted.ceiling:
         summary["ceiling"] = ceiling_of(cells, split, tick, wanted.hd95).summary
+    twins = twins_in_train(run.lineage(), store.samples, ids)
+    if twins is not None:
+        columns["twin_in_train"] = twins
+        if twins.any():
+            summary["without_twins"] = _of_some(~twins, scores, groups)
     per_image = _per_image(store, ids, columns, predicted.masks)
     if by_class := _by_class(per_image, list(scores)):
         summary["by_class"] = by_class
@@ -152,11 +165,23 @@ def predict(
     return Predicted(z_mask_hat, np.concatenate(masks))
 
 
+def _of_some(chosen: np.ndarray, scores: Scores, groups: np.ndarray) -> dict[str, Any] | None:
+    """The summary of some of the images; None where there is none."""
+    if not chosen.any():
+        return None
+    return summarise({key: of[chosen] for key, of in scores.items()}, groups=groups[chosen])
+
+
 def _of_student(
-    student: StudentDecoder, predicted: Predicted, truths: torch.Tensor, hd95: HD95
+    student: StudentDecoder,
+    predicted: Predicted,
+    truths: torch.Tensor,
+    groups: np.ndarray,
+    hd95: HD95,
 ) -> dict[str, Any]:
     """What a student's masks score, and how well they agree with those of the frozen decoder."""
-    scores = summarise(score(student.masks(predicted.z_mask_hat), truths, hd95=hd95))
+    masks = student.masks(predicted.z_mask_hat)
+    scores = summarise(score(masks, truths, hd95=hd95), groups=groups)
     agreement = student.agreement(predicted.z_mask_hat, torch.from_numpy(predicted.masks))
     return {**scores, "agreement": agreement}
 

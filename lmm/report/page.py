@@ -13,9 +13,11 @@ import kornia.filters
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from lmm.evaluate import find_scored, read_evaluations, read_per_image
+from lmm.evaluate.twins import groups_of
 from lmm.latents import load_latents
 from lmm.lineage import seen_in_words
 from lmm.metrics import HD95, METRICS, Metric, score, summarise
@@ -199,7 +201,9 @@ def _samples(store: LatentStore, split: str, hd95: HD95) -> Samples:
     latents = load_latents(store, split, views=1)
     truths = dict(sorted(zip(latents.sample_ids, latents.clean_masks.numpy(), strict=True)))
     images = _images_u8(store, list(truths))
-    return Samples(store, truths, images, None if images is None else _otsu(truths, images, hd95))
+    groups = groups_of(store.samples, list(truths))
+    otsu = None if images is None else _otsu(truths, images, groups, hd95)
+    return Samples(store, truths, images, otsu)
 
 
 def _images_u8(store: LatentStore, sample_ids: Sequence[str]) -> dict[str, ImageU8] | None:
@@ -212,13 +216,17 @@ def _images_u8(store: LatentStore, sample_ids: Sequence[str]) -> dict[str, Image
 
 
 def _otsu(
-    truths: Mapping[str, Mask], images_u8: Mapping[str, ImageU8], hd95: HD95
+    truths: Mapping[str, Mask],
+    images_u8: Mapping[str, ImageU8],
+    groups: NDArray[np.int64],
+    hd95: HD95,
 ) -> dict[str, Any]:
     """Scores of calling every pixel darker than Otsu's threshold of its image foreground."""
     grey = torch.from_numpy(np.stack([images_u8[name] for name in truths])).float().mean(-1)
     _, threshold = kornia.filters.otsu_threshold(grey.unsqueeze(1))
     dark = grey <= threshold.reshape(-1, 1, 1)
-    return summarise(score(dark, np.stack(list(truths.values())), hd95=hd95))
+    scores = score(dark, np.stack(list(truths.values())), hd95=hd95)
+    return summarise(scores, groups=groups)
 
 
 def _uris(samples: Samples, described: Sequence[Mapping[str, Any]]) -> list[str]:

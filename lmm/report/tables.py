@@ -40,6 +40,8 @@ class Row:
     scores    mean over seeds of each run's mean: dsc, iou in per cent, hd95 in px
     sds       sample standard deviation over seeds, or None for a single run
     counts    missed, empty and false_alarms, of all seeds together
+    without_twins  as scores, of the images without a twin among those trained on; None where all
+              are, or where it is not known
     """
 
     dataset: str
@@ -51,6 +53,7 @@ class Row:
     scores: dict[str, float]
     sds: dict[str, float] | None
     counts: dict[str, int]
+    without_twins: dict[str, float] | None
 
 
 def short_name(tokenizer: str) -> str:
@@ -113,7 +116,15 @@ def _row(key: tuple[str, ...], settings: dict[str, str], group: list[dict[str, A
         if len(group) > 1
         else None,
         counts={name: sum(one[name] for one in group) for name in FLAGS.values()},
+        without_twins=_without_twins(group),
     )
+
+
+def _without_twins(group: list[dict[str, Any]]) -> dict[str, float] | None:
+    parts = [one.get("without_twins") for one in group]
+    if not all(parts):
+        return None
+    return {m.key: m.factor * float(np.mean([one[m.key] for one in parts if one])) for m in METRICS}
 
 
 def format_table(rows: Sequence[Row], kind: str) -> str:
@@ -122,7 +133,8 @@ def format_table(rows: Sequence[Row], kind: str) -> str:
     DSC and IoU in per cent, HD95 in px, two decimals, ± the standard deviation over seeds. The
     best on a set of images, as printed, is in bold where there is something to compare; CSV has
     plain numbers, and columns for the standard deviations, the number of seeds, and how many images
-    of all seeds were missed, left empty and false alarms. Where runs had
+    of all seeds were missed, left empty and false alarms; where runs were trained on twins of some
+    images, the scores of the others, too. Where runs had
     seen some of the images, or it is not known, a column says so.
 
     kind  csv, markdown or latex
@@ -135,14 +147,18 @@ def _csv(rows: Sequence[Row]) -> str:
     writer = csv.writer(content, lineterminator="\n")
     names = _telling(rows)
     scores = [column for name in KEYS for column in (name, f"{name}_sd")]
-    writer.writerow(["data set", "tokenizer", *names, "seeds", *scores, *FLAGS.values()])
+    without = [f"{name}_without_twins" for name in KEYS if any(row.without_twins for row in rows)]
+    writer.writerow(["data set", "tokenizer", *names, "seeds", *scores, *FLAGS.values(), *without])
     for row in rows:
-        cells = [
+        cells: list[object] = [
             cell
             for name in KEYS
             for cell in (f"{row.scores[name]:.2f}", f"{row.sds[name]:.2f}" if row.sds else "")
         ]
-        writer.writerow([*_words(row, names), row.seeds, *cells, *row.counts.values()])
+        rest = row.without_twins or {}
+        cells += [*row.counts.values()]
+        cells += [f"{rest[name]:.2f}" if rest else "" for name in KEYS if without]
+        writer.writerow([*_words(row, names), row.seeds, *cells])
     return content.getvalue()
 
 

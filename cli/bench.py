@@ -14,6 +14,7 @@ from cli.options import (
     images_at_a_time_option,
     json_option,
     latents_option,
+    predict_precision_option,
     progress_bar,
     run_option,
     setting_options,
@@ -115,7 +116,7 @@ def bench_train_command(
 @run_option
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @images_at_a_time_option
-@setting_options("precision")
+@predict_precision_option
 @device_option
 @json_option
 def bench_predict_command(

@@ -61,7 +61,15 @@ DEFINITIONS = {
     help="HD95, px: MONAI's, the larger of both directions; or medpy's, both pooled.",
 )
 @click.option(
-    "--masks", type=click.Path(path_type=Path), help="Folder to write the predicted masks to, PNG."
+    "--allow-seen",
+    is_flag=True,
+    help="Score images too that the run was trained or selected on, as --split train or val are;"
+    " file, table and page say so.",
+)
+@click.option(
+    "--masks",
+    type=click.Path(path_type=Path),
+    help="Folder to write the predicted masks to, PNG; with --native at the originals' own size.",
 )
 @device_option
 @json_option
@@ -73,6 +81,7 @@ def command(
     with_ceiling: bool,
     with_student: bool,
     hd95: "HD95",
+    allow_seen: bool,
     masks: Path | None,
     device: str,
     as_json: bool,
@@ -92,7 +101,7 @@ def command(
     chosen = choose_device(device)
     wanted = Wanted(hd95, native, with_ceiling, with_student)
     with progress_bar("evaluate", "decodes") as progress:
-        evaluation = evaluate(run, store, split, chosen, wanted, progress)
+        evaluation = evaluate(run, store, split, chosen, wanted, progress, allow_seen=allow_seen)
     path = write_evaluation(evaluation, run.path / "evaluate")
     if masks:
         write_masks(evaluation, masks)
@@ -103,8 +112,12 @@ def command(
 
 
 def _show(summary: dict[str, Any]) -> None:
+    from lmm.lineage import seen_in_words
+
     title = f"{summary['split']}: {summary['n']} images"
     _scores(f"{title} at {summary['size']} px", summary)
+    if "without_twins" in summary:
+        _without_twins(summary)
     if "native" in summary:
         _scores(f"{title}, original masks", summary["native"])
     if "student" in summary:
@@ -114,8 +127,19 @@ def _show(summary: dict[str, Any]) -> None:
             click.echo(f"agrees with the frozen decoder at DSC {agreement:.4f}")
     if "ceiling" in summary:
         show_ceiling("the tokenizer's ceiling", summary["ceiling"])
+    if words := seen_in_words(summary["seen"], summary["n"]):
+        click.echo(words)
     click.echo(f"HD95 by the definition of {DEFINITIONS[summary['hd95_definition']]}")
     click.echo(f"per image: {summary['per_image']}")
+
+
+def _without_twins(summary: dict[str, Any]) -> None:
+    rest = summary["without_twins"]
+    if rest is None:
+        click.echo("each image has a twin among those that the run was trained on")
+        return
+    twins = summary["n"] - rest["n"]
+    _scores(f"without {twins} twins of images trained on", rest)
 
 
 def _scores(title: str, summary: dict[str, Any]) -> None:
@@ -129,4 +153,7 @@ def _scores(title: str, summary: dict[str, Any]) -> None:
         values = (summary[one.key], summary[f"{one.key}_sd"])
         grid.add_row(one.label, *map(one.shown, values), f"{low} – {high}")
     Console(highlight=False).print(grid)
-    click.echo(f"missed {summary['missed']}, false alarms {summary['false_alarms']}")
+    click.echo(
+        f"missed {summary['missed']} ({summary['empty']} empty), "
+        f"false alarms {summary['false_alarms']}"
+    )

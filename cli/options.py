@@ -76,7 +76,16 @@ images_at_a_time_option = click.option(
     type=BatchSize(),
     default="auto",
     show_default=True,
-    help="Images at a time through tokenizer, model and decoder.",
+    help="Images at a time through tokenizer, model and decoder; auto is as evaluate has it.",
+)
+
+predict_precision_option = click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="Arithmetic; auto is the store's for the tokenizer's encoder and fp32 for the rest, which"
+    " gives the masks that evaluate scores. bf16 is faster and changes masks.",
 )
 
 run_option = click.option(

@@ -10,9 +10,9 @@ from cli.options import (
     emit,
     images_at_a_time_option,
     json_option,
+    predict_precision_option,
     progress_bar,
     run_option,
-    setting_options,
 )
 from pipeline.errors import InputError
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     "  [default: the run's own]",
 )
 @images_at_a_time_option
-@setting_options("precision")
+@predict_precision_option
 @device_option
 @json_option
 def command(

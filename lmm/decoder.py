@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from lmm.chunks import images_at_a_time, in_batches
 from lmm.latents import model_latent, raw_latent
 from pipeline.pixels import to_grey
 from pipeline.tokenizer import Tokenizer
@@ -15,14 +16,6 @@ from pipeline.tokenizer import Tokenizer
 THRESHOLD = 0.5
 
 Grey = NDArray[np.float32]
-
-
-def _images_at_a_time(device: torch.device) -> int:
-    """How many images suit a device: a GPU wants many, a CPU is fastest with what fits its cache.
-
-    A decoder's activations at full resolution are the largest thing in evaluation and prediction.
-    """
-    return {"cuda": 64, "cpu": 2}.get(device.type, 8)
 
 
 class Decoder(Protocol):
@@ -43,7 +36,7 @@ class MaskDecoder:
         self.tokenizer = tokenizer
         self.precision = precision
         self.calls = 0
-        self.at_a_time = _images_at_a_time(tokenizer.device)
+        self.at_a_time = images_at_a_time(tokenizer.device)
 
     def scaled(self, latent: torch.Tensor) -> torch.Tensor:
         """Latents of its tokenizer as the LMM reads them; see `lmm.latents.model_latent`."""
@@ -60,11 +53,17 @@ class MaskDecoder:
         latent = raw_latent(z_mask_hat, tokenizer.scaling_factor, tokenizer.shift_factor)
         return to_grey(tokenizer.decode(latent, self.precision))
 
-    def greys(self, z_mask_hat: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Grey masks without gradients, in batches that fit: (n, C, h, w) → (≤ n, H, W) each."""
+    def greys(
+        self, z_mask_hat: torch.Tensor, *, of_one_shape: bool = False
+    ) -> Iterator[torch.Tensor]:
+        """Grey masks without gradients, in batches that fit: (n, C, h, w) → (≤ n, H, W) each.
+
+        of_one_shape  whether the last batch is filled up, so that a mask does not depend on how
+                      many come with it; see `lmm.chunks.in_batches`
+        """
         for batch in z_mask_hat.split(self.at_a_time):
             with torch.inference_mode():
-                grey = self(batch)
+                grey = next(in_batches(self, batch, self.at_a_time if of_one_shape else len(batch)))
             yield grey
 
     def masks(self, z_mask_hat: torch.Tensor) -> torch.Tensor:

@@ -78,6 +78,9 @@ METRICS = (
 )
 KEYS = tuple(metric.key for metric in METRICS)
 
+# What `score` tells of every image beside its metrics, and what `summarise` calls their number.
+FLAGS = {"missed": "missed", "empty": "empty", "false_alarm": "false_alarms"}
+
 
 def score(
     predictions: Masks | torch.Tensor, truths: Masks | torch.Tensor, *, hd95: HD95 = "monai"
@@ -93,7 +96,8 @@ def score(
                          compute_hausdorff_distance(percentile=95), float32 rounding included
                          "pooled": 95th percentile of both directions together; equals medpy's hd95
     returns              n values each: "dsc" and "iou" float64 in [0, 1], "hd95" float64 in pixels,
-                         "missed" (t, but p empty) and "false_alarm" (p, but t empty) bool
+                         "missed" (t, and p nowhere on it), "empty" (t, and p empty: missed, too)
+                         and "false_alarm" (p, but t empty) bool
     raises               TypeError when masks are not bool; ValueError when shapes differ or are not
                          (n, H, W), or for another hd95
     """
@@ -110,23 +114,33 @@ def score(
         "dsc": _ratio(2 * intersection, p_area + t_area),
         "iou": _ratio(intersection, union),
         "hd95": np.where(both_empty, 0.0, _hausdorff95(p, t, hd95)),
-        "missed": (p_area == 0) & (t_area > 0),
+        "missed": (intersection == 0) & (t_area > 0),
+        "empty": (p_area == 0) & (t_area > 0),
         "false_alarm": (p_area > 0) & (t_area == 0),
     }
 
 
 def summarise(
-    scores: Mapping[str, NDArray[Any]], *, seed: int = 0, resamples: int = 10_000
+    scores: Mapping[str, NDArray[Any]],
+    *,
+    groups: NDArray[np.int64] | None = None,
+    seed: int = 0,
+    resamples: int = 10_000,
 ) -> dict[str, Any]:
     """Means over images, their spread and their bootstrap intervals, ready for JSON.
 
     scores   what score returns, n ≥ 1 images; several results may be concatenated
-    seed     of the bootstrap: same scores and seed, same interval
-    returns  {"n", "missed", "false_alarms"} int; for each of dsc, iou (fractions) and hd95 (pixels)
+    groups   (n,) the number of each image's group: images of one group are drawn together, since
+             they are no independent samples; None where each is its own
+    seed     of the bootstrap: same scores, groups and seed, same interval
+    returns  {"n", "groups", "missed", "empty", "false_alarms"} int;
+             for each of dsc, iou (fractions) and hd95 (pixels)
              {"dsc"} mean, {"dsc_sd"} sample standard deviation (0 for one image) and
-             {"dsc_ci95"} [low, high]: 2.5th and 97.5th percentile of the means of resampled images
+             {"dsc_ci95"} [low, high]: 2.5th and 97.5th percentile of the means of resampled groups
     raises   ValueError when there is no image, when resamples < 1, or when a score is not finite
-    source   Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13
+    source   Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; whole groups
+             resampled with replacement: the cluster bootstrap of Field and Welsh, Bootstrapping
+             clustered data, J. R. Statist. Soc. B 69, 2007
     """
     values = np.stack([np.asarray(scores[key], dtype=np.float64) for key in KEYS], axis=1)
     n = len(values)
@@ -137,15 +151,15 @@ def summarise(
         raise ValueError(f"{bad} of {n} images have a score that is not a finite number")
     means = values.mean(axis=0)
     sds = values.std(axis=0, ddof=1) if n > 1 else np.zeros(len(METRICS))
-    low, high = np.percentile(_bootstrap_means(values, seed, resamples), [2.5, 97.5], axis=0)
-    summary: dict[str, Any] = {"n": n}
+    sums, counts = _sums_by_group(values, groups)
+    drawn = _bootstrap_means(sums, counts, seed, resamples)
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    summary: dict[str, Any] = {"n": n, "groups": len(counts)}
     for i, key in enumerate(KEYS):
         summary[key] = float(means[i])
         summary[f"{key}_sd"] = float(sds[i])
         summary[f"{key}_ci95"] = [float(low[i]), float(high[i])]
-    summary["missed"] = int(np.sum(scores["missed"]))
-    summary["false_alarms"] = int(np.sum(scores["false_alarm"]))
-    return summary
+    return summary | {name: int(np.sum(scores[flag])) for flag, name in FLAGS.items()}
 
 
 def _as_masks(name: str, masks: Masks | torch.Tensor) -> Masks:
@@ -239,14 +253,31 @@ def _percentile95_float32(distances: Floats) -> float:
     return float(torch.quantile(torch.from_numpy(distances.astype(np.float32)), 0.95))
 
 
-def _bootstrap_means(values: Floats, seed: int, resamples: int) -> Floats:
-    """(n, k) scores → (resamples, k) means; a resampled image brings all of its scores along."""
-    generator = np.random.default_rng(seed)
+def _sums_by_group(
+    values: Floats, groups: NDArray[np.int64] | None
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Sums (g, k) of the scores of each group and its count of images, groups as they appear."""
     n = len(values)
-    rows = max(1, BOOTSTRAP_CHUNK // n)
-    columns = [np.ascontiguousarray(column) for column in values.T]
+    _, first, members = np.unique(
+        np.arange(n) if groups is None else groups, return_index=True, return_inverse=True
+    )
+    places = np.argsort(np.argsort(first))[members]
+    sums: Floats = np.stack([np.bincount(places, weights=one) for one in values.T], axis=1)
+    return sums, np.bincount(places)
+
+
+def _bootstrap_means(sums: Floats, counts: NDArray[np.int64], seed: int, resamples: int) -> Floats:
+    """(g, k) sums of groups → (resamples, k) means over the images of the groups drawn.
+
+    A resampled group brings all of its images along, and an image all of its scores.
+    """
+    generator = np.random.default_rng(seed)
+    g = len(counts)
+    rows = max(1, BOOTSTRAP_CHUNK // g)
+    columns = [np.ascontiguousarray(column) for column in sums.T]
     means = []
     for start in range(0, resamples, rows):
-        drawn = generator.integers(n, size=(min(rows, resamples - start), n), dtype=np.int32)
-        means.append(np.stack([column[drawn].mean(axis=1) for column in columns], axis=1))
+        drawn = generator.integers(g, size=(min(rows, resamples - start), g), dtype=np.int32)
+        n = counts[drawn].sum(axis=1)
+        means.append(np.stack([column[drawn].sum(axis=1) / n for column in columns], axis=1))
     return np.concatenate(means)

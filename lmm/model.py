@@ -9,12 +9,13 @@ Parameter names are those of the released code, so that the authors' weights loa
 import torch
 from torch import Tensor, nn
 
+from lmm.chunks import images_at_a_time, in_batches
 from lmm.latents import Latents
 from pipeline.device import autocast
 from pipeline.errors import UsageError
 
 GROUPS = 16
-AT_A_TIME = 64  # latents, where none of their gradients is kept
+READ_AT_A_TIME = 64  # latents; a multiple of what any device computes at a time
 WIDTH_MULTIPLIERS = (1, 2, 4, 4)
 
 
@@ -94,12 +95,17 @@ def predict_latents(model: nn.Module, latents: Latents, precision: str = "fp32")
 
     model  z_image → {"out": Ẑ_M, …}, both (B, C, h, w)
     """
+
+    def predict(z_image: Tensor) -> Tensor:
+        with autocast(latents.device, precision):
+            z_mask_hat: Tensor = model(z_image)["out"]
+        return z_mask_hat.float()
+
     was_training = model.training
     model.eval()
-    predictions = []
-    for batch in latents.clean(AT_A_TIME):
-        with autocast(latents.device, precision):
-            predictions.append(model(batch.z_image)["out"].float())
+    predictions: list[Tensor] = []
+    for batch in latents.clean(READ_AT_A_TIME):
+        predictions += in_batches(predict, batch.z_image, images_at_a_time(latents.device))
     model.train(was_training)
     return torch.cat(predictions)
 

@@ -1,5 +1,6 @@
 """A run on disk: what it was asked to do, its weights, its log, its summary.
 
+lineage.parquet    the samples it is trained and selected on, by content; see lmm.lineage
 run.json           format_version, settings, the store and tokenizer it was trained on, software
 log.jsonl          one JSON object an epoch; the report reads only this
 best.safetensors   weights of the epoch that the selection split chose
@@ -14,16 +15,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 
 from lmm.checkpoint import load_weights, read_checkpoint
+from lmm.lineage import LINEAGE_FILE, lineage_of, read_lineage, write_lineage
 from lmm.model import LatentMappingModel
 from lmm.settings import TrainSettings
+from lmm.splits import images_by_split
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.files import replace_file
 from pipeline.store import LatentStore
 
-RUN_FORMAT_VERSION = 1
+RUN_FORMAT_VERSION = 2
 _SOFTWARE = ("gms-lmm", "torch", "diffusers", "zarr")
 
 
@@ -47,6 +51,30 @@ class Run:
     def imported(self) -> bool:
         """Whether its weights came from elsewhere: no store, no settings, no log."""
         return self.description["store"] is None
+
+    @property
+    def fold(self) -> int | None:
+        """The fold that it left out of train; None where it left none out."""
+        return (self.description["settings"] or {}).get("fold")
+
+    @property
+    def held_out(self) -> dict[str, str]:
+        """Digests of its store's splits when it was made, by name; none of an imported run."""
+        return {} if self.imported else dict(self.description["store"]["images"])
+
+    @property
+    def e_precision(self) -> str:
+        """Arithmetic in which E encoded its store; float32 for an imported run."""
+        if self.imported:
+            return "fp32"
+        return str(self.description["store"]["preprocessing"]["precision"])
+
+    def lineage(self) -> pl.DataFrame | None:
+        """What it has seen, as `lmm.lineage.lineage_of` gives it; None where it is not known.
+
+        raises  ArtefactError when the file is gone or damaged
+        """
+        return None if self.imported else read_lineage(self.path)
 
     @property
     def finished(self) -> bool:
@@ -94,10 +122,17 @@ def open_run(path: Path) -> Run:
     return Run(path, description)
 
 
-def create_run(path: Path, description: dict[str, Any]) -> Run:
-    """A new run directory with its run.json; raises UsageError when something else is there."""
-    if path.exists() and any(path.iterdir()):
+def create_run(path: Path, description: dict[str, Any], lineage: pl.DataFrame | None = None) -> Run:
+    """A new run directory with what it is going to see and its run.json.
+
+    lineage  None for one that is not trained here
+    raises   UsageError when something else is there
+    """
+    # A lineage alone is what a run leaves whose creation was cut short.
+    if path.exists() and any(file.name != LINEAGE_FILE for file in path.iterdir()):
         raise UsageError(f"{path} exists and is not a run", "--out a path that does not exist yet")
+    if lineage is not None:
+        write_lineage(path, lineage)
     software = {name: version(name) for name in _SOFTWARE}
     content = {"format_version": RUN_FORMAT_VERSION, **description, "software": software}
     write_json(path / "run.json", content)
@@ -122,15 +157,16 @@ def start_run(
                  something else is there
     """
     description = _description(store, settings, model_class)
+    lineage = lineage_of(store.samples, settings.select_on, settings.fold)
     if not (out / "run.json").exists():
-        return create_run(out, description)
+        return create_run(out, description, lineage)
     run = open_run(out)
     for key in ("settings", "store"):
         theirs, ours = run.description[key], description[key]
         other = [k for k in ours if k != "url" and (theirs or {}).get(k) != ours[k]]
         if other and overwrite:
             shutil.rmtree(out)
-            return create_run(out, description)
+            return create_run(out, description, lineage)
         if other:
             raise ArtefactError(
                 f"{out} is a run with another {key}: {', '.join(other)} differ",
@@ -153,6 +189,12 @@ def _description(
     return {
         "model": model if model_class is None else {**model, "class": model_class},
         "settings": asdict(settings),
-        "store": {"url": store.url, "size": store.size, "receipt": store.receipt()},
+        "store": {
+            "url": store.url,
+            "size": store.size,
+            "preprocessing": store.attributes["preprocessing"],
+            "images": images_by_split(store.samples, settings.fold),
+            "receipt": store.receipt(),
+        },
         "tokenizer": store.tokenizer,
     }

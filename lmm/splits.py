@@ -7,6 +7,7 @@ import polars as pl
 
 from pipeline.errors import UsageError
 
+CONTENT = ("image_sha256", "mask_sha256")  # what makes two samples one, whatever their names
 FOLD = "fold"  # the split of what a run of one fold leaves out
 
 
@@ -41,17 +42,28 @@ def require_fold(samples: pl.DataFrame, fold: int) -> None:
         )
 
 
+def images_digest(samples: pl.DataFrame) -> str:
+    """Digest of a set of samples, whatever their names, order and store.
+
+    returns  sha256, hex, of the sorted lines image_sha256 mask_sha256
+    """
+    lines = sorted(f"{image} {mask}\n" for image, mask in samples.select(CONTENT).rows())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def images_by_split(samples: pl.DataFrame, fold: int | None = None) -> dict[str, str]:
+    """The digest of the images of each split, as a run of that fold, or of none, has them."""
+    splits = [*samples["split"].drop_nulls().unique().sort()]
+    splits += [FOLD] if fold is not None else []
+    return {split: images_digest(samples[rows_of_split(samples, split, fold)]) for split in splits}
+
+
 def digests_of_folds(samples: pl.DataFrame) -> dict[str, str]:
-    """By number as text, a sha256 over the images and masks of each fold; empty without folds."""
+    """By number as text, the digest of the images of each fold; empty without folds."""
     if "fold" not in samples.columns:
         return {}
-    in_folds = samples.filter(split="train").drop_nulls("fold").sort("fold", "image_sha256")
-    parts = in_folds.select("fold", "image_sha256", "mask_sha256").group_by(
-        "fold", maintain_order=True
-    )
+    inside = samples.filter(split="train").drop_nulls("fold")
     return {
-        str(fold): hashlib.sha256(
-            "".join(map("".join, part.drop("fold").iter_rows())).encode()
-        ).hexdigest()
-        for (fold,), part in parts
+        str(fold): images_digest(part)
+        for (fold,), part in sorted(inside.partition_by("fold", as_dict=True).items())
     }

@@ -28,9 +28,9 @@ def bench_predict(
 
     def compute() -> None:
         for start in range(0, len(images), batch):
-            model.grey_maps(pixels_u8[: len(images) - start])
+            model.grey_maps(pixels_u8[: len(images) - start], batch)
 
-    model.grey_maps(pixels_u8)  # kernels are chosen at the first call
+    model.grey_maps(pixels_u8, batch)  # kernels are chosen at the first call
     whole_s = compute_s = 0.0
     for _ in range(ROUNDS):
         compute_s += seconds_of(compute)
@@ -47,5 +47,6 @@ def bench_predict(
         "images": len(images),
         "batch_size": batch,
         "precision": model.precision,
+        "e_precision": model.e_precision,
         "device": str(model.device),
     }

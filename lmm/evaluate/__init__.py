@@ -1,7 +1,7 @@
 """A run and a store in, scores of every image out."""
 
 from lmm.evaluate.cells import read_cells
-from lmm.evaluate.files import evaluation_name, read_evaluations, read_per_image
+from lmm.evaluate.files import find_scored, read_evaluations, read_per_image
 from lmm.evaluate.scoring import (
     Evaluation,
     Wanted,
@@ -15,7 +15,7 @@ __all__ = [
     "Evaluation",
     "Wanted",
     "evaluate",
-    "evaluation_name",
+    "find_scored",
     "predict",
     "read_cells",
     "read_evaluations",

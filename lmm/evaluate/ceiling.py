@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from lmm.evaluate.cells import Cells, read_cells
-from lmm.metrics import HD95, KEYS, METRICS, Scores, score, summarise
+from lmm.evaluate.twins import groups_of
+from lmm.metrics import FLAGS, HD95, KEYS, METRICS, Scores, score, summarise
 from pipeline.errors import InputError
 from pipeline.fidelity import decoded_pm1, psnr_db
 from pipeline.pixels import to_pm1
@@ -27,7 +28,8 @@ MASKS_A_BLOCK = 32
 class Ceiling:
     """What the frozen tokenizer alone keeps of a split.
 
-    per_image  sample_id, dsc and iou (fractions), hd95 (px), missed, false_alarm, image_psnr_db
+    per_image  sample_id, dsc and iou (fractions), hd95 (px), missed, empty, false_alarm and
+               image_psnr_db
                (null where the images could not be read); in order of sample_id
     summary    keys as `gms-lmm ceiling --json` prints them; no_psnr is why image_psnr_db is null
     """
@@ -107,13 +109,13 @@ def _image_psnr(cells: Cells, tick: Callable[[int], None]) -> NDArray[np.float64
 
 
 def _summary(per_image: pl.DataFrame, split: str, store: LatentStore) -> dict[str, Any]:
-    scores = {key: per_image[key].to_numpy() for key in (*KEYS, "missed", "false_alarm")}
+    scores = {key: per_image[key].to_numpy() for key in (*KEYS, *FLAGS)}
     worst = per_image.sort("dsc", "sample_id").row(0, named=True)
     psnr = per_image["image_psnr_db"].cast(pl.Float64)
     finite = psnr.filter(psnr.is_finite())
     return {
         "split": split,
-        **summarise(scores),
+        **summarise(scores, groups=groups_of(store.samples, per_image["sample_id"].to_list())),
         "worst": worst["sample_id"],
         **{f"{metric.key}_worst": metric.worst(per_image[metric.key]) for metric in METRICS},
         "image_psnr_db": finite.mean(),

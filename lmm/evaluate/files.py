@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +10,77 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
+from lmm.lineage import seen_among
 from lmm.run import Run, write_json
+from lmm.splits import images_digest, rows_of_split
 from pipeline.errors import ArtefactError
 from pipeline.files import replacing
 from pipeline.store import LatentStore
+from pipeline.telling import some_of
 
 FOLDER = "evaluate"  # of a run
 
 
-def evaluation_name(run: Run, store: LatentStore, split: str) -> str:
-    """What the files of an evaluation are called: STORE-SPLIT for the samples trained on.
+@dataclass(frozen=True)
+class Scored:
+    """The images of a split as a run stands to them.
 
-    Other samples, and all under imported weights, are STORE-DIGEST-SPLIT, with the manifest's
-    digest: stores of two data sets may bear one name, and neither overwrites the other.
+    samples  rows of the store
+    digest   of the set; see `lmm.splits.images_digest`
+    seen     sample_ids by role of those the run has seen; None where that is not known
+    name     what the files of their scores are called
     """
-    own = run.description["store"]
-    digest = store.attributes["manifest_digest"]
-    if own is not None and own["receipt"]["manifest_digest"] == digest:
-        return f"{store.name}-{split}"
-    return f"{store.name}-{digest[:8]}-{split}"
+
+    samples: pl.DataFrame
+    digest: str
+    seen: dict[str, list[str]] | None
+    name: str
+
+    @property
+    def counts(self) -> dict[str, int] | None:
+        """How many the run has seen, by role."""
+        if self.seen is None:
+            return None
+        return {role: len(names) for role, names in self.seen.items()}
+
+
+def find_scored(run: Run, store: LatentStore, split: str) -> Scored:
+    """What a run is scored on in a split of a store, and under which name.
+
+    STORE-SPLIT is the very set of images that was this split when the run was made; any other, and
+    all under imported weights, is STORE-DIGEST-SPLIT with the set's own digest: stores of two data
+    sets may bear one name, and splits be drawn anew. Where the run has seen any, -seen follows.
+
+    raises  ArtefactError when the run's lineage cannot be read
+    """
+    samples = store.samples[rows_of_split(store.samples, split, run.fold)]
+    digest, lineage = images_digest(samples), run.lineage()
+    seen = None if lineage is None else seen_among(lineage, samples)
+    other = "" if run.held_out.get(split) == digest else f"-{digest[:8]}"
+    mark = "-seen" if seen and any(seen.values()) else ""
+    return Scored(samples, digest, seen, f"{store.name}{other}-{split}{mark}")
+
+
+def require_unseen(run: Run, store: LatentStore, split: str, scored: Scored) -> None:
+    """Raise ArtefactError when a run has seen any of the images that it is to be scored on."""
+    if not scored.seen or not any(scored.seen.values()):
+        return
+    settings = run.description["settings"]
+    by_test = " (--select-on test, the GMS authors' protocol)" * (settings["select_on"] == "test")
+    words = {"train": "trained on", "select": f"chose its epoch{by_test}"}
+    found = "; ".join(
+        f"{len(names)} {words[role]}: {some_of(names, 3)}"
+        for role, names in scored.seen.items()
+        if names
+    )
+    held_out = [name for name in run.held_out if name not in ("train", settings["select_on"])]
+    own = f"{run.description['store']['url']} held out {', '.join(held_out) or 'no split'}"
+    raise ArtefactError(
+        f"{run.path} has seen images of the {split} split of {store.url}, which has "
+        f"{scored.samples.height}; {found}",
+        f"score it on images that it has not seen (when it was trained, {own}), or --allow-seen "
+        "to score it all the same, marked so everywhere",
+    )
 
 
 def write_scores(folder: Path, name: str, per_image: pl.DataFrame, summary: dict[str, Any]) -> Path:
@@ -40,31 +93,28 @@ def write_scores(folder: Path, name: str, per_image: pl.DataFrame, summary: dict
 
 
 def read_evaluations(run: Run, split: str) -> list[dict[str, Any]]:
-    """The summaries that `evaluate` left in a run for a split, the samples trained on first.
+    """The summaries that `evaluate` left in a run for a split, the samples held out first.
 
     One for each set of samples, the last written: a store may have been renamed in between.
 
-    raises  ArtefactError when there is none, or one of an earlier version
+    raises  ArtefactError when there is none
     """
-    found = (run.path / FOLDER).glob(f"*-{split}.json")
-    files = sorted(found, key=lambda file: (file.stat().st_mtime_ns, file.name))
-    summaries = [json.loads(file.read_text()) for file in files]
-    own = run.description["store"]
-    url = "STORE" if own is None else own["url"]
-    fix = f"gms-lmm evaluate --run {run.path} --latents {url} --split {split}"
-    if not files:
+    files = [*(run.path / FOLDER).glob(f"*-{split}.json")]
+    files += (run.path / FOLDER).glob(f"*-{split}-seen.json")
+    files.sort(key=lambda file: (file.stat().st_mtime_ns, file.name))
+    last = {one["images_digest"]: one for one in (json.loads(f.read_text()) for f in files)}
+    if not last:
+        own = run.description["store"]
+        url = "STORE" if own is None else own["url"]
+        fix = f"gms-lmm evaluate --run {run.path} --latents {url} --split {split}"
         raise ArtefactError(f"{run.path} has not been scored on {split}", fix)
-    old = [file for file, one in zip(files, summaries, strict=True) if "store" not in one]
-    if old:
-        raise ArtefactError(f"{old[0]} does not say which store it scored", fix)
-    digest = None if own is None else own["receipt"]["manifest_digest"]
-    last = {one["manifest_digest"]: one for one in summaries}
-    return sorted(last.values(), key=lambda one: (one["manifest_digest"] != digest, one["dataset"]))
+    digest = run.held_out.get(split)
+    return sorted(last.values(), key=lambda one: (one["images_digest"] != digest, one["dataset"]))
 
 
 def read_per_image(run: Run, store: LatentStore, split: str) -> pl.DataFrame:
     """The table, one row an image, that `evaluate` left in a run for a split of a store."""
-    return pl.read_parquet(run.path / FOLDER / f"{evaluation_name(run, store, split)}.parquet")
+    return pl.read_parquet(run.path / FOLDER / f"{find_scored(run, store, split).name}.parquet")
 
 
 def mask_png(mask: np.ndarray) -> bytes:

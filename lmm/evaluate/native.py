@@ -1,20 +1,25 @@
 """Predictions at the original images' own size: grey maps carried to it, and scored there."""
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from lmm.decoder import THRESHOLD, at_size
 from lmm.metrics import HD95, Scores, score
 from pipeline.errors import ArtefactError
+from pipeline.images import Mask
 from pipeline.samples import read_truth, require_same_bytes
 from pipeline.store import LatentStore
 
 
 class Originals:
     """The mask files that a store was made from, and scores against each at its own size.
+
+    predictions  the masks that were scored, each as `file_of` makes it
 
     raises  ArtefactError when their folder is gone; InputError when a mask is not the bytes that
             were ingested
@@ -24,6 +29,7 @@ class Originals:
         self._source = store.source()
         self._hd95 = hd95
         self._scored: list[Scores] = []
+        self.predictions: list[bytes] = []
         if not self._source.root.is_dir():
             raise ArtefactError(
                 f"{store.url}: its images were in {self._source.root}, which has gone",
@@ -42,6 +48,7 @@ class Originals:
         for grey, row in zip(greys.cpu().numpy(), rows, strict=True):
             truth = read_truth(self._source, row)
             prediction = at_size(grey, *truth.shape) > THRESHOLD
+            self.predictions.append(file_of(prediction))
             self._scored.append(score(prediction[None], truth[None], hd95=self._hd95))
 
     @property
@@ -49,3 +56,10 @@ class Originals:
         """Of all samples so far, as `lmm.metrics.score` gives them; px are the original's."""
         names = self._scored[0]
         return {name: np.concatenate([one[name] for one in self._scored]) for name in names}
+
+
+def file_of(mask: Mask) -> bytes:
+    """A mask as a PNG file of 0 and 255."""
+    content = io.BytesIO()
+    Image.fromarray(mask * np.uint8(255)).save(content, "png")
+    return content.getvalue()

@@ -8,21 +8,22 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from PIL import Image
 from torch import nn
 
 from lmm.decoder import THRESHOLD
 from lmm.evaluate.ceiling import ceiling_of
 from lmm.evaluate.cells import Cells, read_cells
-from lmm.evaluate.files import evaluation_name, mask_png, write_scores
-from lmm.evaluate.native import Originals
-from lmm.metrics import HD95, KEYS, score, summarise
+from lmm.evaluate.files import Scored, find_scored, mask_png, require_unseen, write_scores
+from lmm.evaluate.native import Originals, file_of
+from lmm.evaluate.twins import groups_of, twins_in_train
+from lmm.metrics import HD95, KEYS, Scores, score, summarise
 from lmm.model import predict_latents
 from lmm.run import Run
-from lmm.splits import FOLD, digests_of_folds, rows_of_split
+from lmm.splits import FOLD, digests_of_folds
 from lmm.student.file import student_of
 from lmm.student.network import StudentDecoder
 from pipeline.errors import ArtefactError
+from pipeline.files import replace_file
 from pipeline.store import LatentStore
 from pipeline.telling import Progress, ticking
 
@@ -48,18 +49,24 @@ class Evaluation:
     """What a run scores on a split.
 
     name       SAMPLES-SPLIT: what its files are called
-    per_image  sample_id, dataset, class, dsc and iou (fractions), hd95 (px), missed, false_alarm;
+    per_image  sample_id, dataset, class, dsc and iou (fractions), hd95 (px), missed, empty,
+               false_alarm;
                with the original masks also native_dsc, native_iou, native_hd95 (px of the original)
-               and so on; prediction_png, the predicted mask at the store's size as a 1-bit PNG; in
+               and so on; twin_in_train, whether the run was trained on a twin, where the store
+               knows of twins and the run what it has seen; prediction_png, the predicted mask
+               at the store's size as a 1-bit PNG; in
                order of sample_id
     summary    keys as `gms-lmm evaluate --json` prints them
     masks      (n, H, W) bool, the predictions, in the same order
+    native     with the original masks, the predictions at their size as `predict` writes them: PNG
+               files of 0 and 255; else None
     """
 
     name: str
     per_image: pl.DataFrame
     summary: dict[str, Any]
     masks: np.ndarray
+    native: list[bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,19 +91,25 @@ def evaluate(
     device: torch.device,
     wanted: Wanted = SCORES_ALONE,
     progress: Progress | None = None,
+    *,
+    allow_seen: bool = False,
 ) -> Evaluation:
     """Predict, decode with the frozen decoder and score every clean image of a split.
 
     LMM and decoder run in float32, whatever the run was trained in, so that scores of runs compare.
 
-    progress  called with (decodes done, decodes in all): one an image, with the ceiling three
-    raises    ArtefactError when the store was made with another tokenizer than the run was trained
-              on, or when a run without a student is asked for its; as `read_cells` does; with
-              native scores, as `lmm.evaluate.native.Originals` does
+    progress    called with (decodes done, decodes in all): one an image, with the ceiling three
+    allow_seen  score images that the run was trained or selected on, and say so in name and summary
+    raises      ArtefactError when the store was made with another tokenizer than the run was
+                trained on, when the run has seen any of the images, or when a run without a student
+                is asked for its; as `read_cells` does; with native scores, as
+                `lmm.evaluate.native.Originals` does
     """
     require_same_latents(run, store)
-    fold = (run.description["settings"] or {}).get("fold")
-    cells = read_cells(store, [split], device, fold)
+    scored = find_scored(run, store, split)
+    if not allow_seen:
+        require_unseen(run, store, split, scored)
+    cells = read_cells(store, [split], device, run.fold)
     ids = [cells.sample_ids[place] for place in cells.order]
     originals = Originals(store, ids, wanted.hd95) if wanted.native else None
     student = student_of(run, device) if wanted.student else None
@@ -111,21 +124,31 @@ def evaluate(
     truths = cells.truths[cells.order]
     scores = score(predicted.masks, truths, hd95=wanted.hd95)
     columns = dict(scores)
-    scored = store.samples[rows_of_split(store.samples, split, fold)]
-    summary = {"split": split, **summarise(scores), **_what_was_scored(store, scored, wanted.hd95)}
+    groups = groups_of(store.samples, ids)
+    summary = {
+        "split": split,
+        **summarise(scores, groups=groups),
+        **_what_was_scored(store, scored, wanted.hd95),
+    }
     if split == FOLD:
         summary["folds"] = digests_of_folds(store.samples)
     if originals:
         columns |= {f"native_{name}": values for name, values in originals.scores.items()}
-        summary["native"] = summarise(originals.scores)
+        summary["native"] = summarise(originals.scores, groups=groups)
     if student:
-        summary["student"] = _of_student(student, predicted, truths, wanted.hd95)
+        summary["student"] = _of_student(student, predicted, truths, groups, wanted.hd95)
     if wanted.ceiling:
         summary["ceiling"] = ceiling_of(cells, split, tick, wanted.hd95).summary
+    twins = twins_in_train(run.lineage(), store.samples, ids)
+    if twins is not None:
+        columns["twin_in_train"] = twins
+        if twins.any():
+            summary["without_twins"] = _of_some(~twins, scores, groups)
     per_image = _per_image(store, ids, columns, predicted.masks)
     if by_class := _by_class(per_image, list(scores)):
         summary["by_class"] = by_class
-    return Evaluation(evaluation_name(run, store, split), per_image, summary, predicted.masks)
+    native = originals.predictions if originals else None
+    return Evaluation(scored.name, per_image, summary, predicted.masks, native)
 
 
 def predict(
@@ -138,18 +161,30 @@ def predict(
     """
     z_mask_hat = torch.cat([predict_latents(model, part) for part in cells.parts])[cells.order]
     masks = []
-    for greys in cells.decoder.greys(z_mask_hat):
+    for greys in cells.decoder.greys(z_mask_hat, of_one_shape=True):
         masks.append((greys > THRESHOLD).cpu().numpy())
         if look:
             look(greys)
     return Predicted(z_mask_hat, np.concatenate(masks))
 
 
+def _of_some(chosen: np.ndarray, scores: Scores, groups: np.ndarray) -> dict[str, Any] | None:
+    """The summary of some of the images; None where there is none."""
+    if not chosen.any():
+        return None
+    return summarise({key: of[chosen] for key, of in scores.items()}, groups=groups[chosen])
+
+
 def _of_student(
-    student: StudentDecoder, predicted: Predicted, truths: torch.Tensor, hd95: HD95
+    student: StudentDecoder,
+    predicted: Predicted,
+    truths: torch.Tensor,
+    groups: np.ndarray,
+    hd95: HD95,
 ) -> dict[str, Any]:
     """What a student's masks score, and how well they agree with those of the frozen decoder."""
-    scores = summarise(score(student.masks(predicted.z_mask_hat), truths, hd95=hd95))
+    masks = student.masks(predicted.z_mask_hat)
+    scores = summarise(score(masks, truths, hd95=hd95), groups=groups)
     agreement = student.agreement(predicted.z_mask_hat, torch.from_numpy(predicted.masks))
     return {**scores, "agreement": agreement}
 
@@ -166,15 +201,16 @@ def _per_image(
     )
 
 
-def _what_was_scored(store: LatentStore, scored: pl.DataFrame, hd95: HD95) -> dict[str, Any]:
+def _what_was_scored(store: LatentStore, scored: Scored, hd95: HD95) -> dict[str, Any]:
     """What table and page say of scores beside them, and where the store is."""
     return {
         "store": store.url,
         "hd95_definition": hd95,
-        "dataset": ", ".join(sorted(scored["dataset"].unique())),
+        "dataset": ", ".join(sorted(scored.samples["dataset"].unique())),
         "tokenizer": store.tokenizer["name"],
         "size": store.size,
-        "manifest_digest": store.attributes["manifest_digest"],
+        "images_digest": scored.digest,
+        "seen": scored.counts,
     }
 
 
@@ -222,8 +258,11 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
 
 
 def write_masks(evaluation: Evaluation, folder: Path) -> None:
-    """Write each predicted mask as FOLDER/sample_id.png, 0 and 255, at the store's size."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, mask in zip(evaluation.per_image["sample_id"], evaluation.masks, strict=True):
+    """Write each predicted mask as FOLDER/sample_id.png, 0 and 255.
+
+    At the store's size; of an evaluation against the original masks at theirs.
+    """
+    contents = evaluation.native or [file_of(mask) for mask in evaluation.masks]
+    for name, content in zip(evaluation.per_image["sample_id"], contents, strict=True):
         # A sample id comes from a file stem and holds no separator.
-        Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{name}.png")
+        replace_file(folder / f"{name}.png", content)

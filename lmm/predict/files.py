@@ -58,7 +58,8 @@ def predict_files(
     that exists is replaced, each as a whole.
 
     grey        also write OUT/grey/STEM.png: the grey map at the same size, [0, 1] as 0…255
-    batch_size  images at a time; None takes one that suits the device
+    batch_size  images at a time, also where fewer are left; None takes as many as `evaluate` does,
+                and another number may change the last bits of a grey map
     progress    called with (images done, images in all)
     raises      InputError when two images have the same stem; UsageError when a mask would replace
                 an image or cannot be written, or a batch does not fit into memory
@@ -72,7 +73,7 @@ def predict_files(
     skipped: list[ImageError] = []
     pictures = _sound(map_ahead(partial(_read, size=model.size), images), skipped)
     batches = _batches(pictures, batch_size or model.decoder.at_a_time)
-    maps = _sound(_grey_maps(model, batches), skipped)
+    maps = _sound(_grey_maps(model, batches, batch_size), skipped)
     n = 0
     for n, _ in enumerate(map_ahead(partial(_write, out=out, grey_folder=grey_folder), maps), 1):
         if progress:
@@ -118,11 +119,11 @@ def _batches(pictures: Iterator[_Picture], count: int) -> Iterator[list[_Picture
 
 
 def _grey_maps(
-    model: Predictor, batches: Iterable[list[_Picture]]
+    model: Predictor, batches: Iterable[list[_Picture]], batch_size: int | None
 ) -> Iterator[_Picture | ImageError]:
     for batch in batches:
         try:
-            maps = model.grey_maps(np.stack([one.pixels for one in batch]))
+            maps = model.grey_maps(np.stack([one.pixels for one in batch]), batch_size)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lmm.chunks import in_batches
 from lmm.decoder import THRESHOLD, Grey, MaskDecoder, at_size
 from lmm.model import LatentMappingModel
 from lmm.run import Run, open_run
-from pipeline.device import autocast, choose_device, choose_precision
+from pipeline.device import autocast, choose_device
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.images import ImageError, ImageU8, Mask, read_image, read_pillow, resize_image
 from pipeline.pixels import to_pm1
@@ -20,18 +21,25 @@ from pipeline.tokenizer import Tokenizer, load_tokenizer, load_tokenizer_of, req
 class Predictor:
     """E, LMM and D as one: an image in, its mask out; what `load` gives.
 
-    size       side of the square the tokenizer reads, px
-    precision  arithmetic of all three: fp32 or bf16
+    size          side of the square the tokenizer reads, px
+    precision     arithmetic of LMM and D: fp32 or bf16
+    e_precision   arithmetic of E; that of the store for the masks that `evaluate` scores
     """
 
     def __init__(
-        self, model: LatentMappingModel, tokenizer: Tokenizer, size: int, precision: str
+        self,
+        model: LatentMappingModel,
+        tokenizer: Tokenizer,
+        size: int,
+        precision: str,
+        e_precision: str,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.decoder = MaskDecoder(tokenizer, precision)
         self.size = size
         self.precision = precision
+        self.e_precision = e_precision
         self.device = tokenizer.device
 
     def __call__(self, image: str | Path | Image.Image | ImageU8) -> Mask:
@@ -59,20 +67,34 @@ class Predictor:
         return at_size(grey, image_u8.shape[0], image_u8.shape[1])
 
     @torch.inference_mode()
-    def grey_maps(self, images_u8: ImageU8) -> Grey:
+    def grey_maps(self, images_u8: ImageU8, batch_size: int | None = None) -> Grey:
         """Grey maps of images that are already at the model's size.
 
-        images_u8  (B, size, size, 3) uint8, 0…255
-        returns    (B, size, size) float32 in [0, 1]
+        images_u8   (B, size, size, 3) uint8, 0…255
+        batch_size  how many are computed at a time, always as many, so that a map does not depend
+                    on B; None for as many as `evaluate` takes
+        returns     (B, size, size) float32 in [0, 1]
         """
         pixels_u8 = torch.from_numpy(images_u8).to(self.device).permute(0, 3, 1, 2)
-        mean, _ = self.tokenizer.encode(to_pm1(pixels_u8), self.precision)
-        # Through float16, as latents lie in a store: what the LMM was trained on.
-        z_image = self.decoder.scaled(mean.half())
+        maps = in_batches(self._grey_maps, pixels_u8, batch_size or self.decoder.at_a_time)
+        grey: Grey = torch.cat(list(maps)).cpu().numpy()
+        return grey
+
+    def _grey_maps(self, pixels_u8: torch.Tensor) -> torch.Tensor:
+        z_image = self.decoder.scaled(self._image_mean(to_pm1(pixels_u8)))
         with autocast(self.device, self.precision):
             z_mask_hat = self.model(z_image)["out"]
-        grey: Grey = self.decoder(z_mask_hat.float()).cpu().numpy()
-        return grey
+        return self.decoder(z_mask_hat.float())
+
+    def _image_mean(self, pixels_pm1: torch.Tensor) -> torch.Tensor:
+        """μ of images as it lies in a store, what the LMM was trained on: float16."""
+        mean = self.tokenizer.encode(pixels_pm1, self.e_precision)[0].half()
+        finite = mean.isfinite().flatten(1).all(dim=1)
+        if self.e_precision == "fp32" or finite.all():
+            return mean
+        # As in `encode`: half precision overflows on some images that full precision encodes well.
+        again = self.tokenizer.encode(pixels_pm1, "fp32")[0].half()
+        return torch.where(finite.view(-1, 1, 1, 1), mean, again)
 
 
 def load(
@@ -95,7 +117,9 @@ def load(
                `import-checkpoint`), or where the weights now lie elsewhere
     size       side the images are resized to, px; only for a run that does not say it
     device     auto, cpu, cuda, …
-    precision  fp32, bf16, or auto: bf16 where the hardware computes in it
+    precision  auto: E as the run's store was encoded, float32 for an imported run, LMM and D in
+               float32, so that masks are those that `evaluate` scores; fp32 or bf16: all three in
+               it, which changes masks where it is not what auto takes
     raises     ArtefactError when there is no run, or the tokenizer is not the one whose latents it
                maps; UsageError when tokenizer or size are missing, or contradict the run
     """
@@ -105,7 +129,8 @@ def load(
     chosen = choose_device(device)
     loaded = _tokenizer_of(run, tokenizer, chosen)
     require_multiple(side, loaded)
-    return Predictor(run.model(chosen), loaded, side, choose_precision(precision, chosen))
+    ours, of_e = ("fp32", run.e_precision) if precision == "auto" else (precision, precision)
+    return Predictor(run.model(chosen), loaded, side, ours, of_e)
 
 
 def fault_of(grey: Grey, path: Path) -> ImageError | None:

@@ -13,10 +13,13 @@ import kornia.filters
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
-from lmm.evaluate import read_evaluations, read_per_image
+from lmm.evaluate import find_scored, read_evaluations, read_per_image
+from lmm.evaluate.twins import groups_of
 from lmm.latents import load_latents
+from lmm.lineage import seen_in_words
 from lmm.metrics import HD95, METRICS, Metric, score, summarise
 from lmm.report.charts import curves, histogram
 from lmm.report.pictures import FULL_PX, caption, image_uri, outline, ranks, side_px
@@ -82,7 +85,7 @@ def _shown_first(run: Run, split: str) -> list[dict[str, Any]]:
     """A run's evaluations, first the one whose store still holds what was scored."""
     evaluations = read_evaluations(run, split)
     for one in evaluations:
-        if open_store(one["store"]).attributes["manifest_digest"] == one["manifest_digest"]:
+        if find_scored(run, open_store(one["store"]), split).digest == one["images_digest"]:
             return [one, *(other for other in evaluations if other is not one)]
     url = evaluations[0]["store"]
     raise ArtefactError(
@@ -143,7 +146,6 @@ def _describe(run: Run, samples: Samples, evaluations: list[dict[str, Any]]) -> 
     """Everything the template shows of one run."""
     store, scores = samples.store, evaluations[0]
     per_image = read_per_image(run, store, scores["split"])
-    trained_on = None if run.imported else run.description["store"]["receipt"]["manifest_digest"]
     rows = per_image.drop("prediction_png").sort("dsc", "sample_id").to_dicts()
     return {
         "name": run.path.name,
@@ -151,8 +153,8 @@ def _describe(run: Run, samples: Samples, evaluations: list[dict[str, Any]]) -> 
         "url": store.url,
         "root": store.attributes["root"],
         "scores": scores,
-        "evaluations": evaluations,
-        "trained_on": trained_on,
+        "evaluations": [(one, _standing(run, one)) for one in evaluations],
+        "seen": seen_in_words(scores["seen"], scores["n"]),
         "loss": "imported" if run.imported else run.description["settings"]["loss"],
         "curves": [] if run.imported else curves(run),
         "histogram": histogram(per_image["dsc"].to_numpy()),
@@ -164,6 +166,13 @@ def _describe(run: Run, samples: Samples, evaluations: list[dict[str, Any]]) -> 
         "facts": facts(run, store),
         "commands": commands(run, store, scores),
     }
+
+
+def _standing(run: Run, scores: Mapping[str, Any]) -> str:
+    """What a row of scores says of how its images stand to the run; nothing of those held out."""
+    held_out = run.imported or scores["images_digest"] == run.held_out.get(scores["split"])
+    seen = seen_in_words(scores["seen"], scores["n"])
+    return seen or ("" if held_out else "not trained on")
 
 
 def _columns(per_image: pl.DataFrame) -> list[tuple[str, str, Metric]]:
@@ -192,7 +201,9 @@ def _samples(store: LatentStore, split: str, hd95: HD95) -> Samples:
     latents = load_latents(store, split, views=1)
     truths = dict(sorted(zip(latents.sample_ids, latents.clean_masks.numpy(), strict=True)))
     images = _images_u8(store, list(truths))
-    return Samples(store, truths, images, None if images is None else _otsu(truths, images, hd95))
+    groups = groups_of(store.samples, list(truths))
+    otsu = None if images is None else _otsu(truths, images, groups, hd95)
+    return Samples(store, truths, images, otsu)
 
 
 def _images_u8(store: LatentStore, sample_ids: Sequence[str]) -> dict[str, ImageU8] | None:
@@ -205,13 +216,17 @@ def _images_u8(store: LatentStore, sample_ids: Sequence[str]) -> dict[str, Image
 
 
 def _otsu(
-    truths: Mapping[str, Mask], images_u8: Mapping[str, ImageU8], hd95: HD95
+    truths: Mapping[str, Mask],
+    images_u8: Mapping[str, ImageU8],
+    groups: NDArray[np.int64],
+    hd95: HD95,
 ) -> dict[str, Any]:
     """Scores of calling every pixel darker than Otsu's threshold of its image foreground."""
     grey = torch.from_numpy(np.stack([images_u8[name] for name in truths])).float().mean(-1)
     _, threshold = kornia.filters.otsu_threshold(grey.unsqueeze(1))
     dark = grey <= threshold.reshape(-1, 1, 1)
-    return summarise(score(dark, np.stack(list(truths.values())), hd95=hd95))
+    scores = score(dark, np.stack(list(truths.values())), hd95=hd95)
+    return summarise(scores, groups=groups)
 
 
 def _uris(samples: Samples, described: Sequence[Mapping[str, Any]]) -> list[str]:

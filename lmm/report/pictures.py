@@ -114,5 +114,6 @@ def _closed_path(loop: np.ndarray) -> str:
 
 def caption(row: Mapping[str, Any]) -> str:
     """One image's scores in a line."""
-    verdict = " · missed" if row["missed"] else " · false alarm" if row["false_alarm"] else ""
+    flags = {"empty": "missed, nothing drawn", "missed": "missed", "false_alarm": "false alarm"}
+    verdict = next((f" · {words}" for flag, words in flags.items() if row[flag]), "")
     return " · ".join(f"{m.name} {m.shown(row[m.key])} {m.unit}" for m in METRICS) + verdict

@@ -64,6 +64,7 @@ def commands(run: Run, store: LatentStore, scores: Mapping[str, Any]) -> list[st
     evaluate: dict[str, Any] = {"run": run.path, "latents": store.url, "split": scores["split"]}
     evaluate["hd95"] = scores["hd95_definition"]
     evaluate |= {name: name in scores for name in ("native", "ceiling")}
+    evaluate["allow_seen"] = any((scores["seen"] or {}).values())
     return [
         f"gms-lmm encode MANIFEST {shlex.quote(store.url)}{_options(encode)}",
         _making(run),

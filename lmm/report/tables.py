@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from lmm.evaluate import read_evaluations
-from lmm.metrics import HD95, KEYS, METRICS, Metric
+from lmm.lineage import seen_in_words
+from lmm.metrics import FLAGS, HD95, KEYS, METRICS, Metric
 from lmm.run import Run
 from lmm.splits import FOLD
 from pipeline.errors import UsageError
@@ -32,22 +33,31 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Row:
-    """Runs of equal settings, but for the seed, scored on one data set.
+    """Runs of equal settings, but for the seed, scored on one set of images.
 
     Of runs of folds, those of one seed count as one: its score is of every fold's images, each
     scored by the run that left it out.
 
+    images    digest of the set; see `lmm.splits.images_digest`
+    seen      how many of the images the runs had seen, in words; empty where none
     settings  what the rows of the table may differ in, as words
     scores    mean over seeds of each run's mean: dsc, iou in per cent, hd95 in px
     sds       sample standard deviation over seeds, or None for a single run
+    counts    missed, empty and false_alarms, of all seeds together
+    without_twins  as scores, of the images without a twin among those trained on; None where all
+              are, or where it is not known
     """
 
     dataset: str
     tokenizer: str
+    images: str
+    seen: str
     settings: dict[str, str]
     seeds: int
     scores: dict[str, float]
     sds: dict[str, float] | None
+    counts: dict[str, int]
+    without_twins: dict[str, float] | None
 
 
 def short_name(tokenizer: str) -> str:
@@ -57,7 +67,7 @@ def short_name(tokenizer: str) -> str:
 
 
 def build_rows(runs: Sequence[Run], split: str) -> list[Row]:
-    """Rows of the table: one for every data set and setting, in order of first appearance.
+    """Rows of the table: one for every set of images and setting, in order of first appearance.
 
     raises  ArtefactError for a run that has not been scored on `split`; UsageError when some were
             scored with another definition of HD95, or when a seed has not one run of each fold
@@ -67,8 +77,9 @@ def build_rows(runs: Sequence[Run], split: str) -> list[Row]:
     for run in {run.path.resolve(): run for run in runs}.values():
         words = _settings(run, split)
         for summary in read_evaluations(run, split):
-            images = json.dumps(summary["folds"]) if split == FOLD else summary["manifest_digest"]
-            scored_on = (summary["dataset"], summary["tokenizer"], images)
+            images = json.dumps(summary["folds"]) if split == FOLD else summary["images_digest"]
+            seen = seen_in_words(summary["seen"], summary["n"])
+            scored_on = (summary["dataset"], summary["tokenizer"], images, seen)
             key = (*scored_on, str(summary["size"]), json.dumps(words))
             groups.setdefault(key, []).append((run, summary))
             settings[key] = words
@@ -103,10 +114,11 @@ def _of_all_folds(seed: int, scored: Sequence[tuple[Run, Mapping[str, Any]]]) ->
         )
     # Folds have no image in common, so that the mean of all is the folds' by their numbers.
     counts = [summary["n"] for _, summary in scored]
-    return {
+    means = {
         key: float(np.average([summary[key] for _, summary in scored], weights=counts))
         for key in KEYS
     }
+    return means | {name: sum(one[name] for _, one in scored) for name in FLAGS.values()}
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -144,21 +156,35 @@ def _row(key: tuple[str, ...], settings: dict[str, str], group: list[dict[str, A
     return Row(
         dataset=key[0],
         tokenizer=short_name(key[1]),
+        images=key[2],
+        seen=key[3],
         settings=settings,
         seeds=len(group),
         scores={name: float(np.mean(of_seeds)) for name, of_seeds in values.items()},
         sds={name: float(np.std(of_seeds, ddof=1)) for name, of_seeds in values.items()}
         if len(group) > 1
         else None,
+        counts={name: sum(one[name] for one in group) for name in FLAGS.values()},
+        without_twins=_without_twins(group),
     )
+
+
+def _without_twins(group: list[dict[str, Any]]) -> dict[str, float] | None:
+    parts = [one.get("without_twins") for one in group]
+    if not all(parts):
+        return None
+    return {m.key: m.factor * float(np.mean([one[m.key] for one in parts if one])) for m in METRICS}
 
 
 def format_table(rows: Sequence[Row], kind: str) -> str:
     """The table as text: data set, tokenizer, loss, then what else the rows differ in, and scores.
 
     DSC and IoU in per cent, HD95 in px, two decimals, ± the standard deviation over seeds. The
-    best of a data set, as printed, is in bold where there is something to compare; CSV has plain
-    numbers, and columns for the standard deviations and the number of seeds.
+    best on a set of images, as printed, is in bold where there is something to compare; CSV has
+    plain numbers, and columns for the standard deviations, the number of seeds, and how many images
+    of all seeds were missed, left empty and false alarms; where runs were trained on twins of some
+    images, the scores of the others, too. Where runs had
+    seen some of the images, or it is not known, a column says so.
 
     kind  csv, markdown or latex
     """
@@ -170,13 +196,17 @@ def _csv(rows: Sequence[Row]) -> str:
     writer = csv.writer(content, lineterminator="\n")
     names = _telling(rows)
     scores = [column for name in KEYS for column in (name, f"{name}_sd")]
-    writer.writerow(["data set", "tokenizer", *names, "seeds", *scores])
+    without = [f"{name}_without_twins" for name in KEYS if any(row.without_twins for row in rows)]
+    writer.writerow(["data set", "tokenizer", *names, "seeds", *scores, *FLAGS.values(), *without])
     for row in rows:
-        cells = [
+        cells: list[object] = [
             cell
             for name in KEYS
             for cell in (f"{row.scores[name]:.2f}", f"{row.sds[name]:.2f}" if row.sds else "")
         ]
+        rest = row.without_twins or {}
+        cells += [*row.counts.values()]
+        cells += [f"{rest[name]:.2f}" if rest else "" for name in KEYS if without]
         writer.writerow([*_words(row, names), row.seeds, *cells])
     return content.getvalue()
 
@@ -210,14 +240,16 @@ def _latex(rows: Sequence[Row]) -> str:
 
 
 def _telling(rows: Sequence[Row]) -> list[str]:
-    """The loss, and the settings that the rows differ in."""
+    """The loss, the settings that the rows differ in, and `seen` where there is any to say."""
     names = dict.fromkeys(name for row in rows for name in row.settings)
     differing = [name for name in names if len({row.settings.get(name) for row in rows}) > 1]
-    return ["loss", *(name for name in differing if name != "loss")]
+    seen = ["seen"] if any(row.seen for row in rows) else []
+    return ["loss", *(name for name in differing if name != "loss"), *seen]
 
 
 def _words(row: Row, names: Sequence[str]) -> list[str]:
-    return [row.dataset, row.tokenizer, *(row.settings.get(name, "") for name in names)]
+    said = {**row.settings, "seen": row.seen}
+    return [row.dataset, row.tokenizer, *(said.get(name, "") for name in names)]
 
 
 def _cells(
@@ -239,8 +271,12 @@ def _cells(
 
 
 def _is_best(row: Row, rows: Sequence[Row], metric: Metric) -> bool:
-    """Whether a row's score, as printed, is the best of two rows or more on its data set."""
-    rivals = [round(one.scores[metric.key], 2) for one in rows if one.dataset == row.dataset]
+    """Whether a row's score, as printed, is the best of two rows or more that compare."""
+    rivals = [
+        round(one.scores[metric.key], 2)
+        for one in rows
+        if (one.images, one.seen) == (row.images, row.seen)
+    ]
     return len(rivals) > 1 and round(row.scores[metric.key], 2) == metric.best(rivals)
 
 

@@ -197,7 +197,7 @@ def test_metrics_are_symmetric_bounded_and_ordered(a: Masks, b: Masks) -> None:
     forward, backward = score(a, b), score(b, a)
     for metric in ("dsc", "iou", "hd95"):
         assert forward[metric][0] == backward[metric][0]
-    assert forward["missed"][0] == backward["false_alarm"][0]
+    assert forward["empty"][0] == backward["false_alarm"][0]
     dsc, iou = forward["dsc"][0], forward["iou"][0]
     assert 0 <= iou <= dsc <= 1
     assert dsc == pytest.approx(2 * iou / (1 + iou))
@@ -217,6 +217,21 @@ def test_predicting_nothing_is_never_better_than_a_wrong_guess(guess: Masks, tru
     guessed, missed = score(guess, truth), score(np.zeros_like(truth), truth)
     assert missed["hd95"][0] > guessed["hd95"][0]
     assert missed["dsc"][0] <= guessed["dsc"][0]
+
+
+def test_a_prediction_elsewhere_is_missed_and_none_at_all_is_empty_too() -> None:
+    truths = np.zeros((4, 8, 8), bool)
+    truths[:3, 1:3, 1:3] = True
+    predictions = np.zeros_like(truths)
+    predictions[0, 5:7, 5:7] = True  # elsewhere
+    predictions[2, 2, 2:7] = True  # by one pixel upon it
+    predictions[3, 0, 0] = True  # where nothing is
+    scores = score(predictions, truths)
+    assert scores["missed"].tolist() == [True, True, False, False]
+    assert scores["empty"].tolist() == [False, True, False, False]
+    assert scores["false_alarm"].tolist() == [False, False, False, True]
+    summary = summarise(scores)
+    assert [summary[name] for name in ("missed", "empty", "false_alarms")] == [2, 1, 1]
 
 
 def test_a_missed_lesion_makes_every_mean_worse() -> None:
@@ -258,7 +273,14 @@ def test_unknown_hd95_is_refused() -> None:
 def scores_of(dsc: list[float]) -> dict[str, np.ndarray]:
     values = np.array(dsc)
     flags = np.zeros(len(dsc), dtype=np.bool_)
-    return {"dsc": values, "iou": values, "hd95": values, "missed": flags, "false_alarm": flags}
+    return {
+        "dsc": values,
+        "iou": values,
+        "hd95": values,
+        "missed": flags,
+        "empty": flags,
+        "false_alarm": flags,
+    }
 
 
 def test_summary_of_three_images_by_hand() -> None:
@@ -321,3 +343,36 @@ def test_every_metric_is_scored_summarised_and_shown_in_its_unit() -> None:
     assert [metric.heading for metric in METRICS] == ["DSC (%)", "IoU (%)", "HD95 (px)"]
     assert [metric.best([3, 1, 2]) for metric in METRICS] == [3, 3, 1]
     assert [metric.worst([3, 1, 2]) for metric in METRICS] == [1, 1, 3]
+
+
+def test_groups_of_one_image_are_drawn_as_images_are() -> None:
+    values = np.random.default_rng(1).uniform(size=37)
+    drawn = np.random.default_rng(5).integers(37, size=(200, 37), dtype=np.int32)
+    expected = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5]).tolist()
+    single = np.random.default_rng(2).permutation(37)
+    for groups in (None, single):
+        summary = summarise(scores_of([*values]), groups=groups, seed=5, resamples=200)
+        assert summary["dsc_ci95"] == expected
+        assert summary["groups"] == 37
+
+
+def test_images_of_a_group_are_drawn_together() -> None:
+    values = np.random.default_rng(1).uniform(size=20)
+    alone = summarise(scores_of([*values]))
+    three_times = np.repeat(values, 3)
+    together = summarise(scores_of([*three_times]), groups=np.repeat(np.arange(20), 3))
+    # Copies tell nothing new: the interval stays, which without groups would shrink.
+    assert together["dsc_ci95"] == pytest.approx(alone["dsc_ci95"])
+    assert (together["n"], together["groups"]) == (60, 20)
+    low, high = summarise(scores_of([*three_times]))["dsc_ci95"]
+    assert high - low < 0.7 * (alone["dsc_ci95"][1] - alone["dsc_ci95"][0])
+
+
+def test_the_mean_of_drawn_groups_is_over_their_images() -> None:
+    # Three images of 1 in one group, one of 0 in the other: 1, 3/4, 3/4 or 0.
+    groups = np.array([7, 7, 2, 7])
+    summary = summarise(scores_of([1, 1, 0, 1]), groups=groups, seed=0, resamples=1)
+    drawn = np.random.default_rng(0).integers(2, size=2, dtype=np.int32).tolist()
+    expected = {(0, 0): 1.0, (1, 1): 0.0}.get(tuple(drawn), 0.75)
+    assert summary["dsc_ci95"] == [expected, expected]
+    assert summary["dsc"] == 0.75

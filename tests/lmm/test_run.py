@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 
+from lmm.lineage import write_lineage
 from lmm.run import create_run, open_run
 from pipeline.errors import ArtefactError, UsageError
 
@@ -22,6 +24,20 @@ def test_a_folder_with_foreign_files_is_not_made_a_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a run"):
         create_run(tmp_path, {})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_whose_creation_was_cut_short_is_made_anew(tmp_path: Path) -> None:
+    write_lineage(tmp_path, pl.DataFrame({"sample_id": ["of before"]}))
+    lineage = pl.DataFrame({"sample_id": ["of now"]})
+    run = create_run(tmp_path, {"store": {}}, lineage)
+    assert run.lineage().equals(lineage)
+
+
+def test_a_run_without_its_lineage_is_not_taken_for_one_that_saw_nothing(tmp_path: Path) -> None:
+    run = create_run(tmp_path / "run", {"store": {}})
+    with pytest.raises(ArtefactError, match=r"has no lineage\.parquet"):
+        run.lineage()
+    assert create_run(tmp_path / "imported", {"store": None}).lineage() is None
 
 
 def test_a_missing_run_says_how_to_make_one(tmp_path: Path) -> None:

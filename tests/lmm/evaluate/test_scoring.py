@@ -22,6 +22,7 @@ from lmm.evaluate.ceiling import ceiling
 from lmm.metrics import score
 from lmm.run import Run, create_run, open_run
 from lmm.settings import TrainSettings
+from lmm.splits import images_digest
 from lmm.student.network import MaskStudent
 from lmm.train import train
 from pipeline.archive import build_manifest
@@ -282,7 +283,8 @@ def test_another_data_set_in_a_store_of_the_same_name_overwrites_nothing(
         for store in (own, other)
     ]
     assert paths[0].name == "small-test.parquet"
-    assert paths[1].name == f"small-{manifest.digest[:8]}-test.parquet"
+    digest = images_digest(manifest.frame.filter(split="test"))
+    assert paths[1].name == f"small-{digest[:8]}-test.parquet"
     tested = manifest.frame.filter(pl.col("split") == "test")["sample_id"]
     assert pl.read_parquet(paths[1])["sample_id"].to_list() == sorted(tested)
     assert len(list((tmp_path / "scores").iterdir())) == 4

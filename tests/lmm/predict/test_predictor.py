@@ -12,14 +12,19 @@ from PIL import Image
 
 import lmm.predict
 from lmm.authors import import_checkpoint
-from lmm.evaluate import Wanted, evaluate
+from lmm.evaluate import Wanted, evaluate, write_masks
 from lmm.model import LatentMappingModel
 from lmm.predict import Predictor, load
 from lmm.predict.files import predict_files
-from lmm.run import Run
+from lmm.run import Run, open_run
+from lmm.settings import TrainSettings
+from lmm.train import train
+from pipeline.archive import build_manifest
+from pipeline.encode import encode
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.images import ImageError
 from pipeline.store import open_store
+from pipeline.tokenizer import load_tokenizer
 
 CPU = torch.device("cpu")
 NEAR = 1e-3  # sums in the order of another batch size may tip what lies nearer to the threshold
@@ -79,21 +84,86 @@ def test_the_mask_is_that_of_evaluate_for_an_image_at_the_store_s_size(
         np.testing.assert_allclose(model.grey(source.image_path(row)), own, atol=1e-5)
 
 
-def test_native_scores_of_evaluate_are_those_of_the_masks_written(
-    small_run: Run, model: Predictor, small_store: str, tmp_path: Path
+def test_native_masks_of_evaluate_are_those_of_predict_to_the_pixel(
+    small_run: Run, small_store: str, tmp_path: Path
 ) -> None:
-    source = open_store(small_store).source()
-    table = evaluate(small_run, open_store(small_store), "test", CPU, Wanted(native=True)).per_image
+    store = open_store(small_store)
+    source = store.source()
+    evaluation = evaluate(small_run, store, "test", CPU, Wanted(native=True))
+    table = evaluation.per_image
     rows = {row["sample_id"]: row for row in source.frame.iter_rows(named=True)}
     paths = [source.image_path(rows[name]) for name in table["sample_id"]]
-    predict_files(model, paths, tmp_path)
+    predict_files(load(small_run, device="cpu"), paths, tmp_path / "predict")
+    write_masks(evaluation, tmp_path / "evaluate")
     for path, scored in zip(paths, table.iter_rows(named=True), strict=True):
         masks = source.mask_paths(rows[scored["sample_id"]])
         truth = np.any([np.asarray(Image.open(mask)) > 0 for mask in masks], axis=0)
-        mask = np.asarray(Image.open(tmp_path / path.name)) > 0
-        # The intersection over the sizes, by hand; a pixel or two may be too near to the threshold.
-        dsc = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
-        assert scored["native_dsc"] == pytest.approx(dsc, abs=NEAR)
+        mask = np.asarray(Image.open(tmp_path / "predict" / path.name))
+        written = np.asarray(Image.open(tmp_path / "evaluate" / path.name))
+        assert (written.dtype, written.shape) == (np.uint8, truth.shape)
+        np.testing.assert_array_equal(written, mask)
+        # The intersection over the sizes, by hand.
+        dsc = 2 * ((mask > 0) & truth).sum() / ((mask > 0).sum() + truth.sum())
+        assert scored["native_dsc"] == pytest.approx(dsc)
+
+
+def test_masks_of_real_images_are_those_of_evaluate_to_the_pixel(
+    assets: Path, tmp_path: Path
+) -> None:
+    published = assets / "splits" / "gms" / "busi_train_test_names.pkl"
+    manifest = build_manifest(assets / "data" / "busi", "busi", split_file=published).manifest
+    counts = {"train": 4, "val": 1, "test": 5}
+    parts = [manifest.frame.filter(split=name).head(n) for name, n in counts.items()]
+    few = dataclasses.replace(manifest, frame=pl.concat(parts))
+    encode(few, str(tmp_path / "few.zarr"), load_tokenizer("tiny-vae"))
+    store = open_store(str(tmp_path / "few.zarr"))
+    train(store, tmp_path / "run", TrainSettings(loss="lm", epochs=4, width=16), device=CPU)
+    run = open_run(tmp_path / "run")
+    evaluation = evaluate(run, store, "test", CPU, Wanted(native=True))
+    write_masks(evaluation, tmp_path / "evaluate")
+    paths = [few.image_path(row) for row in parts[-1].iter_rows(named=True)]
+    model = load(run, device="cpu")
+    # Five, three, and one alone: what comes with an image is not to be seen in its mask.
+    predict_files(model, paths, tmp_path / "predict")
+    predict_files(model, paths[2:], tmp_path / "three")
+    drawn = 0
+    for path in paths:
+        expected = np.asarray(Image.open(tmp_path / "evaluate" / path.name))
+        drawn += np.count_nonzero(expected)
+        np.testing.assert_array_equal(Image.open(tmp_path / "predict" / path.name), expected)
+        np.testing.assert_array_equal(model(path), expected > 0)
+        if path in paths[2:]:
+            np.testing.assert_array_equal(Image.open(tmp_path / "three" / path.name), expected)
+    assert drawn > 0
+
+
+def test_auto_takes_the_store_s_arithmetic_for_e_and_float32_for_the_rest(small_run: Run) -> None:
+    own = small_run.description["store"]
+    half = {**own, "preprocessing": {**own["preprocessing"], "precision": "bf16"}}
+    of_half = dataclasses.replace(small_run, description={**small_run.description, "store": half})
+    for run, said, expected in (
+        (small_run, "auto", ("fp32", "fp32")),
+        (of_half, "auto", ("bf16", "fp32")),
+        (of_half, "fp32", ("fp32", "fp32")),
+        (small_run, "bf16", ("bf16", "bf16")),
+    ):
+        model = load(run, device="cpu", precision=said)
+        assert (model.e_precision, model.precision) == expected
+
+
+def test_half_precision_that_overflows_is_encoded_again_in_full_as_in_a_store(
+    small_run: Run, model: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = load(small_run, device="cpu")
+    half.e_precision = "bf16"
+    exact = half.tokenizer.encode
+
+    def overflowing(pixels_pm1: torch.Tensor, precision: str) -> tuple[torch.Tensor, None]:
+        mean = exact(pixels_pm1, "fp32")[0]
+        return (mean / 0 if precision == "bf16" else mean), None
+
+    monkeypatch.setattr(half.tokenizer, "encode", overflowing)
+    np.testing.assert_array_equal(half.grey(COLOURS), model.grey(COLOURS))
 
 
 def test_the_grey_map_is_interpolated_before_it_is_thresholded(

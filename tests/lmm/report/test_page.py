@@ -309,7 +309,7 @@ def test_a_store_that_has_changed_since_asks_for_scores_of_it_as_it_is(
         old.unlink()
     write_evaluation(evaluate(copy, open_store(url), "test", CPU), copy.path / "evaluate")
     assert build_report([copy], "test")[0].count("not trained on") == 1
-    small.write_busi(root, ("benign (33)",))
+    small.edit_image(root, open_store(url).samples.filter(split="test")["sample_id"][0])
     encode(small.ingest(root), url, tokenizer, size=small.SIZE_PX)
     with pytest.raises(ArtefactError, match=r"small\.zarr has changed since .*run was scored"):
         build_report([copy], "test")

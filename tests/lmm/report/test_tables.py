@@ -19,7 +19,7 @@ def write_run(path: Path, **settings: Any) -> Run:
     description = {
         "model": {"latent_channels": 4, "width": 32},
         "settings": {"loss": "lm", "epochs": 10, "seed": 0, **settings},
-        "store": {"url": "busi.zarr", "receipt": {"manifest_digest": "own", "views": 4}},
+        "store": {"url": "busi.zarr", "images": {"test": "own"}, "receipt": {"views": 4}},
         "tokenizer": {"name": "taesd"},
     }
     return create_run(path, description)
@@ -28,8 +28,9 @@ def write_run(path: Path, **settings: Any) -> Run:
 def write_scores(run: Run, dsc: float, name: str = "busi-test", **more: Any) -> Run:
     folder = run.path / "evaluate"
     folder.mkdir(exist_ok=True)
-    summary = {"dataset": "busi", "tokenizer": "taesd", "size": 224, "manifest_digest": "own"}
-    summary |= {"store": "busi.zarr"}
+    summary = {"dataset": "busi", "tokenizer": "taesd", "size": 224, "images_digest": "own"}
+    summary |= {"store": "busi.zarr", "n": 130, "seen": {"train": 0, "select": 0}}
+    summary |= {"missed": 3, "empty": 1, "false_alarms": 2}
     summary |= {"hd95_definition": "monai", "dsc": dsc, "iou": dsc / 2, "hd95": 40 * (1 - dsc)}
     (folder / f"{name}.json").write_text(json.dumps({**summary, **more}))
     return run
@@ -48,6 +49,7 @@ def test_seeds_of_equal_settings_are_one_row_with_mean_and_sd(tmp_path: Path) ->
     row = next(csv.DictReader(io.StringIO(format_table(build_rows(runs, "test"), "csv"))))
     assert row["seeds"] == "3"
     assert row["dsc"] == "73.00"
+    assert (row["missed"], row["empty"], row["false_alarms"]) == ("9", "3", "6")
     assert row["dsc_sd"] == f"{math.sqrt((9 + 1 + 16) / 2):.2f}" == "3.61"
     assert lines_of(runs, "markdown")[2] == (
         "| busi | taesd | lm | 73.00 ± 3.61 | 36.50 ± 1.80 | 10.80 ± 1.44 |"
@@ -60,7 +62,7 @@ def test_seeds_of_equal_settings_are_one_row_with_mean_and_sd(tmp_path: Path) ->
 def test_the_best_of_a_data_set_is_bold_and_hd95_is_best_when_low(tmp_path: Path) -> None:
     low = write_scores(write_run(tmp_path / "a", loss="lm"), 0.7)
     high = write_scores(write_run(tmp_path / "b", loss="seg"), 0.8)
-    write_scores(low, 0.3, "glas-00000000-test", dataset="glas", manifest_digest="other")
+    write_scores(low, 0.3, "glas-00000000-test", dataset="glas", images_digest="other")
     assert lines_of([low, high], "markdown")[2:] == [
         "| busi | taesd | lm | 70.00 | 35.00 | 12.00 |",
         "| glas | taesd | lm | 30.00 | 15.00 | 28.00 |",
@@ -74,7 +76,7 @@ def test_the_best_of_a_data_set_is_bold_and_hd95_is_best_when_low(tmp_path: Path
 def test_a_tokenizer_that_is_a_path_is_named_by_its_last_part(tmp_path: Path) -> None:
     names = ("/data/weights/taesd/", "./taesd", "madebyollin/taesd", "tiny-vae")
     runs = [
-        write_scores(write_run(tmp_path / str(i)), 0.5, tokenizer=name, manifest_digest=str(i))
+        write_scores(write_run(tmp_path / str(i)), 0.5, tokenizer=name, images_digest=str(i))
         for i, name in enumerate(names)
     ]
     shown = [row.tokenizer for row in build_rows(runs, "test")]
@@ -132,7 +134,7 @@ def test_a_name_with_a_line_break_breaks_no_row(tmp_path: Path, kind: str) -> No
     run = write_scores(write_run(tmp_path / "a"), 0.5, dataset="one\ntwo")
     text = format_table(build_rows([run], "test"), kind)
     if kind == "csv":
-        assert [len(row) for row in csv.reader(io.StringIO(text))] == [10, 10]
+        assert [len(row) for row in csv.reader(io.StringIO(text))] == [13, 13]
     else:
         assert "one two" in text
 
@@ -198,12 +200,37 @@ def test_other_definitions_of_hd95_are_not_put_in_one_column(tmp_path: Path) -> 
         build_rows(runs, "test")
 
 
-def test_scores_of_an_earlier_version_are_asked_for_again(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "a")
-    with pytest.raises(ArtefactError, match="has not been scored on test"):
-        build_rows([run], "test")
-    (run.path / "evaluate").mkdir()
-    (run.path / "evaluate" / "busi-test.json").write_text('{"dsc": 0.5}')
-    with pytest.raises(ArtefactError, match="does not say which store") as error:
-        build_rows([run], "test")
+def test_a_run_without_scores_says_how_to_score_it(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="has not been scored on test") as error:
+        build_rows([write_run(tmp_path / "a")], "test")
     assert "gms-lmm evaluate --run" in error.value.fix
+
+
+def test_scores_on_images_that_were_seen_say_so_and_are_best_of_none(tmp_path: Path) -> None:
+    honest = [
+        write_scores(write_run(tmp_path / loss, loss=loss), dsc)
+        for loss, dsc in (("lm", 0.7), ("seg", 0.6))
+    ]
+    run = write_run(tmp_path / "seen", loss="compound")
+    write_scores(run, 0.9, "busi-test-seen", seen={"train": 12, "select": 3})
+    lines = lines_of([*honest, run], "markdown")
+    assert lines[0].startswith("| data set | tokenizer | loss | seen | DSC")
+    assert lines[2].startswith("| busi | taesd | lm |  | **70.00** |")
+    said = "12 of 130 were trained on, 3 of 130 chose the epoch"
+    assert lines[4].startswith(f"| busi | taesd | compound | {said} | 90.00 |")
+
+
+def test_what_imported_weights_have_seen_is_said_to_be_unknown(tmp_path: Path) -> None:
+    description = {"settings": None, "store": None, "imported_from": "theirs.pth"}
+    run = create_run(tmp_path / "run", description)
+    write_scores(run, 0.9, "busi-12345678-test", seen=None)
+    row = next(csv.DictReader(io.StringIO(format_table(build_rows([run], "test"), "csv"))))
+    assert row["seen"] == "seen: not known"
+
+
+def test_one_data_set_split_anew_is_another_row(tmp_path: Path) -> None:
+    runs = [
+        write_scores(write_run(tmp_path / str(i), seed=i), 0.5, images_digest=str(i))
+        for i in range(2)
+    ]
+    assert [row.seeds for row in build_rows(runs, "test")] == [1, 1]

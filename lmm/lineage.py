@@ -1,0 +1,68 @@
+"""What a run has seen: the samples it was trained on and those that chose its epoch, by content."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import polars as pl
+
+from lmm.splits import CONTENT, rows_of_split
+from pipeline.errors import ArtefactError
+from pipeline.files import replacing
+
+LINEAGE_FILE = "lineage.parquet"
+_ROLES = {"train": "were trained on", "select": "chose the epoch"}
+
+
+def lineage_of(samples: pl.DataFrame, select_on: str, fold: int | None = None) -> pl.DataFrame:
+    """What a run on a store is going to see: image_sha256, mask_sha256, sample_id, role.
+
+    samples    the store's
+    select_on  the split that chooses the epoch
+    fold       what it leaves out of train; None where that is nothing
+    returns    a row for each sample it is trained on (role `train`) or selected on (`select`)
+    """
+    parts = [
+        samples[rows_of_split(samples, split, fold)].with_columns(role=pl.lit(role))
+        for split, role in ((select_on, "select"), ("train", "train"))
+    ]
+    return pl.concat(parts).select(*CONTENT, "sample_id", "role").sort("role", "sample_id")
+
+
+def write_lineage(folder: Path, lineage: pl.DataFrame) -> None:
+    """Write what a run is going to see into its folder, as a whole."""
+    with replacing(folder / LINEAGE_FILE) as partial:
+        lineage.write_parquet(partial)
+
+
+def read_lineage(folder: Path) -> pl.DataFrame:
+    """What a run has seen; raises ArtefactError when the file is gone or damaged."""
+    try:
+        return pl.read_parquet(folder / LINEAGE_FILE)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ArtefactError(
+            f"{folder} has no {LINEAGE_FILE} that can be read: what it was trained on is not known",
+            "bring the file back, or train it again",
+        ) from error
+
+
+def seen_among(lineage: pl.DataFrame, samples: pl.DataFrame) -> dict[str, list[str]]:
+    """Which of some samples have an image that a run has seen, under whatever name.
+
+    returns  for `train` and for `select` their sample_ids, sorted
+    """
+    found = {}
+    for role in _ROLES:
+        images = lineage.filter(role=role)["image_sha256"].implode()
+        seen = samples.filter(pl.col("image_sha256").is_in(images))
+        found[role] = sorted(seen["sample_id"])
+    return found
+
+
+def seen_in_words(seen: Mapping[str, int] | None, n: int) -> str:
+    """How many of n scored images a run had seen, for tables and pages; nothing where none.
+
+    seen  number by role; None where it is not known
+    """
+    if seen is None:
+        return "seen: not known"
+    return ", ".join(f"{seen[role]} of {n} {words}" for role, words in _ROLES.items() if seen[role])

@@ -76,7 +76,7 @@ rule train:
 rule evaluate:
     """Every run scored on its data set's test split."""
     input:
-        expand("{run}/evaluate/latents-test.json", run=RUNS),
+        expand("{run}/evaluate/latents-test{seen}.json", run=RUNS, seen=SEEN),
 
 
 rule report:

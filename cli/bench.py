@@ -135,7 +135,7 @@ def bench_predict_command(
     """
     from lmm.bench.predict import bench_predict
     from lmm.predict import load
-    from pipeline.image_files import find_images
+    from pipeline.images.files import find_images
 
     found = find_images(images)
     model = load(run_path, device=device, precision=precision)

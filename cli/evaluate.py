@@ -112,7 +112,7 @@ def command(
 
 
 def _show(summary: dict[str, Any]) -> None:
-    from lmm.lineage import seen_in_words
+    from lmm.run.lineage import seen_in_words
 
     title = f"{summary['split']}: {summary['n']} images"
     _scores(f"{title} at {summary['size']} px", summary)

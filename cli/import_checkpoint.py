@@ -20,7 +20,7 @@ def command(source: Path, out: Path, as_json: bool) -> None:
     Example:
       gms-lmm import-checkpoint best_valid_dice.pth --out runs/gms-busi
     """
-    from lmm.authors import import_checkpoint
+    from lmm.run.authors import import_checkpoint
 
     run = import_checkpoint(source, out)
     parameters = run.model().parameter_count

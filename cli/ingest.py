@@ -188,7 +188,7 @@ def _result(ingest: "Ingest", output: str) -> dict[str, Any]:
 
 def _draw(ingest: "Ingest", path: Path) -> None:
     from pipeline.archive.twin_sheet import PAIRS_SHOWN, choose_twins, draw_twins
-    from pipeline.sheet import write_sheet
+    from pipeline.images.sheet import write_sheet
 
     chosen = choose_twins(ingest.manifest, ingest.twins or ())
     if not chosen:

@@ -70,7 +70,7 @@ def command(
     Example:
       gms-lmm predict --run runs/busi-lm scans/ 'more/**/*.png' -o masks/
     """
-    from pipeline.image_files import find_images, require_distinct_stems
+    from pipeline.images.files import find_images, require_distinct_stems
 
     found = find_images(images)
     require_distinct_stems(found)

@@ -74,8 +74,8 @@ def command(
     rows = read_manifest(manifest)
 
     from pipeline.device import choose_device
+    from pipeline.images.sheet import write_sheet
     from pipeline.preview import draw_preview
-    from pipeline.sheet import write_sheet
     from pipeline.tokenizer import load_tokenizer
 
     with progress_bar("preview", "samples") as progress:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from lmm.batches import Batches, steps_per_epoch
-from lmm.candidates import Candidates
-from lmm.checkpoint import named, part_of, read_checkpoint, weights_of, write_checkpoint
 from lmm.latents import Latents
 from lmm.run import Run, write_json
+from lmm.run.candidates import Candidates
+from lmm.run.checkpoint import named, part_of, read_checkpoint, weights_of, write_checkpoint
 from lmm.selection import choose, contenders, validate
 from lmm.settings import TrainSettings
 from lmm.step import Learner

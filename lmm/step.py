@@ -5,7 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from lmm.checkpoint import (
+from lmm.decoder import MaskDecoder
+from lmm.latents import Batch
+from lmm.losses import Loss, stack_levels
+from lmm.run.checkpoint import (
     load_optimiser_state,
     load_weights,
     named,
@@ -13,9 +16,6 @@ from lmm.checkpoint import (
     part_of,
     weights_of,
 )
-from lmm.decoder import MaskDecoder
-from lmm.latents import Batch
-from lmm.losses import Loss, stack_levels
 from lmm.settings import TrainSettings
 from lmm.student.distillation import LEARN_EVERY, Distillation
 from pipeline.device import autocast

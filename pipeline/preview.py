@@ -14,10 +14,10 @@ from pipeline.augment import apply_views, draw_views
 from pipeline.errors import UsageError
 from pipeline.fidelity import decoded_pm1, mask_dsc, psnr_db
 from pipeline.images import ImageU8, Mask
+from pipeline.images.sheet import Tile, draw_sheet
 from pipeline.manifest import Manifest
 from pipeline.pixels import mask_pixels, pm1_of, to_grey, to_pm1, to_u8
 from pipeline.samples import decode_sample
-from pipeline.sheet import Tile, draw_sheet
 from pipeline.telling import Progress
 from pipeline.tokenizer import Tokenizer, require_multiple
 

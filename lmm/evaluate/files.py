@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from lmm.lineage import seen_among
 from lmm.run import Run, write_json
+from lmm.run.lineage import seen_among
 from lmm.splits import images_digest, rows_of_split
 from pipeline.errors import ArtefactError
 from pipeline.files import replacing

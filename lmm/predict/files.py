@@ -18,8 +18,8 @@ from pipeline.ahead import map_ahead
 from pipeline.encode.cells import is_out_of_memory
 from pipeline.errors import UsageError
 from pipeline.files import replacing
-from pipeline.image_files import require_distinct_stems
-from pipeline.images import ImageError, read_image, resize_image
+from pipeline.images import ImageError, Window, read_image, resize_image
+from pipeline.images.files import require_distinct_stems
 from pipeline.telling import Progress
 
 
@@ -71,7 +71,9 @@ def predict_files(
         _make(folder)
     started = time.monotonic()
     skipped: list[ImageError] = []
-    pictures = _sound(map_ahead(partial(_read, size=model.size), images), skipped)
+    pictures = _sound(
+        map_ahead(partial(_read, size=model.size, window=model.window), images), skipped
+    )
     batches = _batches(pictures, batch_size or model.decoder.at_a_time)
     maps = _sound(_grey_maps(model, batches, batch_size), skipped)
     n = 0
@@ -93,9 +95,9 @@ class _Picture:
     pixels: NDArray[Any]
 
 
-def _read(path: Path, size: int) -> _Picture | ImageError:
+def _read(path: Path, size: int, window: Window | None) -> _Picture | ImageError:
     try:
-        image_u8 = read_image(path)
+        image_u8 = read_image(path, window)
     except ImageError as fault:
         return fault
     height, width, _ = image_u8.shape

@@ -13,7 +13,15 @@ from lmm.model import LatentMappingModel
 from lmm.run import Run, open_run
 from pipeline.device import autocast, choose_device
 from pipeline.errors import ArtefactError, UsageError
-from pipeline.images import ImageError, ImageU8, Mask, read_image, read_pillow, resize_image
+from pipeline.images import (
+    ImageError,
+    ImageU8,
+    Mask,
+    Window,
+    read_image,
+    read_pillow,
+    resize_image,
+)
 from pipeline.pixels import to_pm1
 from pipeline.tokenizer import Tokenizer, load_tokenizer, load_tokenizer_of, require_multiple
 
@@ -24,6 +32,7 @@ class Predictor:
     size          side of the square the tokenizer reads, px
     precision     arithmetic of LMM and D: fp32 or bf16
     e_precision   arithmetic of E; that of the store for the masks that `evaluate` scores
+    window        of 16-bit images, as the store's were read; None for their full range
     """
 
     def __init__(
@@ -33,6 +42,7 @@ class Predictor:
         size: int,
         precision: str,
         e_precision: str,
+        window: Window | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -40,6 +50,7 @@ class Predictor:
         self.size = size
         self.precision = precision
         self.e_precision = e_precision
+        self.window = window
         self.device = tokenizer.device
 
     def __call__(self, image: str | Path | Image.Image | ImageU8) -> Mask:
@@ -59,12 +70,25 @@ class Predictor:
         raises   ImageError for an image that cannot be read, or for which the model's output is
                  not finite; TypeError or ValueError for an array of another dtype or shape
         """
-        image_u8 = _pixels_of(image)
+        image_u8 = self._pixels_of(image)
         grey = self.grey_maps(resize_image(image_u8, self.size)[None])[0]
         fault = fault_of(grey, Path(image) if isinstance(image, str | Path) else Path("image"))
         if fault:
             raise fault
         return at_size(grey, image_u8.shape[0], image_u8.shape[1])
+
+    def _pixels_of(self, image: str | Path | Image.Image | ImageU8) -> ImageU8:
+        if isinstance(image, str | Path):
+            return read_image(Path(image), self.window)
+        if isinstance(image, Image.Image):
+            return read_pillow(image, self.window)
+        if image.dtype != np.uint8:
+            raise TypeError(f"the image is {image.dtype}, expected uint8, 0…255")
+        if image.ndim == 2:
+            image = np.repeat(image[:, :, None], 3, axis=2)
+        if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ValueError(f"the image has shape {image.shape}, expected (H, W) or (H, W, 3)")
+        return image
 
     @torch.inference_mode()
     def grey_maps(self, images_u8: ImageU8, batch_size: int | None = None) -> Grey:
@@ -107,7 +131,7 @@ def load(
 ) -> Predictor:
     """A run with its tokenizer, ready for images.
 
-        import lmm.predict.predictor
+        import lmm.predict
 
         model = lmm.predict.load("runs/busi-lm")
         mask = model("scan.png")
@@ -130,7 +154,7 @@ def load(
     loaded = _tokenizer_of(run, tokenizer, chosen)
     require_multiple(side, loaded)
     ours, of_e = ("fp32", run.e_precision) if precision == "auto" else (precision, precision)
-    return Predictor(run.model(chosen), loaded, side, ours, of_e)
+    return Predictor(run.model(chosen), loaded, side, ours, of_e, run.window)
 
 
 def fault_of(grey: Grey, path: Path) -> ImageError | None:
@@ -140,20 +164,6 @@ def fault_of(grey: Grey, path: Path) -> ImageError | None:
         return None
     detail = "gives latents or a mask that are not finite"
     return ImageError(path, "not-finite", detail, "look at the image; --precision fp32")
-
-
-def _pixels_of(image: str | Path | Image.Image | ImageU8) -> ImageU8:
-    if isinstance(image, str | Path):
-        return read_image(Path(image))
-    if isinstance(image, Image.Image):
-        return read_pillow(image)
-    if image.dtype != np.uint8:
-        raise TypeError(f"the image is {image.dtype}, expected uint8, 0…255")
-    if image.ndim == 2:
-        image = np.repeat(image[:, :, None], 3, axis=2)
-    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"the image has shape {image.shape}, expected (H, W) or (H, W, 3)")
-    return image
 
 
 def _size_of(run: Run, size: int | None) -> int:

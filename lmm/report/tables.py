@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from lmm.evaluate import read_evaluations
-from lmm.lineage import seen_in_words
 from lmm.metrics import FLAGS, HD95, KEYS, METRICS, Metric
 from lmm.run import Run
+from lmm.run.lineage import seen_in_words
 from lmm.splits import FOLD
 from pipeline.errors import UsageError
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmm.checkpoint import (
+from lmm.decoder import MaskDecoder
+from lmm.run.checkpoint import (
     load_optimiser_state,
     load_weights,
     named,
@@ -18,7 +19,6 @@ from lmm.checkpoint import (
     part_of,
     weights_of,
 )
-from lmm.decoder import MaskDecoder
 from lmm.student.network import MaskStudent, StudentDecoder
 from pipeline.seeds import seed_at
 from pipeline.telling import Progress

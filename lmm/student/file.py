@@ -10,10 +10,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lmm.checkpoint import load_weights, read_checkpoint, weights_of
 from lmm.decoder import MaskDecoder
 from lmm.latents import load_latents
 from lmm.run import Run
+from lmm.run.checkpoint import load_weights, read_checkpoint, weights_of
 from lmm.splits import digests_of_folds
 from lmm.student.distillation import distil, synthetic_latents
 from lmm.student.network import MaskStudent, StudentDecoder

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.archive.pairing import Scan, described, pair_by_stem, single_masks
 from pipeline.archive.split_files import read_name_lists, read_split_file
 from pipeline.errors import InputError, UsageError
-from pipeline.image_files import images_in, visible
+from pipeline.images.files import images_in, visible
 from pipeline.telling import some_of
 
 

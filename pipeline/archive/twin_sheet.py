@@ -8,8 +8,8 @@ from PIL import Image
 
 from pipeline.archive.twins import Twin, turned
 from pipeline.images import read_image, resize_image
+from pipeline.images.sheet import Tile, draw_sheet
 from pipeline.manifest import Manifest
-from pipeline.sheet import Tile, draw_sheet
 
 PAIRS_SHOWN = 60
 SIDE_PX = 176

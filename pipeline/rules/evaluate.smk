@@ -1,5 +1,8 @@
 # In:   a finished run and the store it was trained on
-# Out:  evaluate/latents-SPLIT.json, the summary, and .parquet, the scores of each image
+# Out:  evaluate/latents-SPLIT.json, the summary, and .parquet, the scores of each image;
+#       latents-SPLIT-seen where the configuration has test choose the epoch
+
+SCORES = f"results/{{dataset}}/runs/{{loss}}-s{{seed}}/evaluate/latents-{{split}}{SEEN}"
 
 
 rule evaluate_run:
@@ -8,8 +11,8 @@ rule evaluate_run:
         summary="results/{dataset}/runs/{loss}-s{seed}/summary.json",
         receipt="results/{dataset}/latents.zarr/receipt.json",
     output:
-        summary="results/{dataset}/runs/{loss}-s{seed}/evaluate/latents-{split}.json",
-        per_image="results/{dataset}/runs/{loss}-s{seed}/evaluate/latents-{split}.parquet",
+        summary=f"{SCORES}.json",
+        per_image=f"{SCORES}.parquet",
     log:
         "logs/{dataset}/evaluate-{loss}-s{seed}-{split}.log",
     benchmark:
@@ -20,6 +23,7 @@ rule evaluate_run:
     params:
         store=store_folder,
         run=run_folder,
+        allow=["--allow-seen"] if SEEN else [],
     shell:
         "gms-lmm evaluate --run {params.run:q} --latents {params.store:q}"
-        " --split {wildcards.split} --ceiling 2>&1 | tee {log:q}"
+        " --split {wildcards.split} {params.allow:q} --ceiling 2>&1 | tee {log:q}"

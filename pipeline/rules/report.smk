@@ -6,7 +6,8 @@ rule report_dataset:
     """Put scores, curves and pictures of every run of a data set on one page."""
     input:
         scores=expand(
-            "results/{{dataset}}/runs/{loss}-s{seed}/evaluate/latents-test.json",
+            "results/{{dataset}}/runs/{loss}-s{seed}/evaluate/latents-test{seen}.json",
+            seen=SEEN,
             loss=config["train"]["loss"],
             seed=config["train"]["seeds"],
         ),

@@ -1,6 +1,9 @@
 # What the configuration says of a data set or a run, as files and as words for gms-lmm.
 import os
 
+# How the scores of images that chose the epoch are marked: those of test, if test is to choose it.
+SEEN = "-seen" if config["train"].get("select_on") == "test" else ""
+
 
 def flags(settings, without=()):
     """Settings as options of the command line: val_every: 5 becomes --val-every 5."""

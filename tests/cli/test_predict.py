@@ -12,9 +12,9 @@ from PIL import Image
 
 import lmm.predict
 from cli.main import main
-from lmm.authors import import_checkpoint
 from lmm.model import LatentMappingModel
 from lmm.run import Run
+from lmm.run.authors import import_checkpoint
 
 
 @pytest.fixture

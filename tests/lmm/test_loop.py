@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lmm.batches import open_batches
-from lmm.checkpoint import load_weights, read_checkpoint
 from lmm.decoder import MaskDecoder
 from lmm.evaluate import predict, read_cells
 from lmm.latents import Batch, load_latents
 from lmm.loop import fit, learning_rate
 from lmm.run import open_run, start_run
+from lmm.run.checkpoint import load_weights, read_checkpoint
 from lmm.settings import TrainSettings
 from lmm.step import Learner
 from pipeline.errors import ArtefactError

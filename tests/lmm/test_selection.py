@@ -10,9 +10,9 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 
 import lmm.loop
-from lmm.candidates import Candidates
-from lmm.checkpoint import read_checkpoint
 from lmm.latents import Latents
+from lmm.run.candidates import Candidates
+from lmm.run.checkpoint import read_checkpoint
 from lmm.selection import choose, contenders
 from lmm.settings import TrainSettings
 from lmm.step import Learner

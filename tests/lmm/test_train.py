@@ -17,9 +17,9 @@ import torch
 import lmm.model
 import lmm.step
 from lmm.batches import open_batches
-from lmm.checkpoint import load_weights, read_checkpoint
 from lmm.latents import load_latents
 from lmm.run import open_run
+from lmm.run.checkpoint import load_weights, read_checkpoint
 from lmm.selection import validate
 from lmm.settings import TrainSettings
 from lmm.student.network import MaskStudent

@@ -13,9 +13,9 @@ from PIL import Image
 
 from cli.main import main
 from pipeline.augment import ViewPolicy, draw_views
+from pipeline.images.sheet import CAPTION_PX, GAP_PX
 from pipeline.manifest import Manifest, write_manifest
 from pipeline.preview import contour, describe_view, draw_preview, spread
-from pipeline.sheet import CAPTION_PX, GAP_PX
 from pipeline.tokenizer import load_tokenizer
 
 SIDE = small.SIZE_PX

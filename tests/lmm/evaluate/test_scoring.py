@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 import lmm.evaluate.cells
-from lmm.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from lmm.decoder import MaskDecoder, at_size
 from lmm.evaluate import Wanted, evaluate, write_evaluation, write_masks
 from lmm.evaluate.ceiling import ceiling
 from lmm.metrics import score
 from lmm.run import Run, create_run, open_run
+from lmm.run.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from lmm.settings import TrainSettings
 from lmm.splits import images_digest
 from lmm.student.network import MaskStudent

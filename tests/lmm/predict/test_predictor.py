@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 import lmm.predict
-from lmm.authors import import_checkpoint
 from lmm.evaluate import Wanted, evaluate, write_masks
 from lmm.model import LatentMappingModel
 from lmm.predict import Predictor, load
 from lmm.predict.files import predict_files
 from lmm.run import Run, open_run
+from lmm.run.authors import import_checkpoint
 from lmm.settings import TrainSettings
 from lmm.train import train
 from pipeline.archive import build_manifest
@@ -303,3 +303,22 @@ def test_weights_that_moved_are_named_by_their_new_place(
         load(stale)
     again = lmm.predict.load(stale, tokenizer=str(moved), device="cpu", precision="fp32")
     np.testing.assert_array_equal(again(COLOURS), model(COLOURS))
+
+
+def test_an_image_of_16_bits_is_read_in_the_window_of_the_runs_store(
+    small_run: Run, tmp_path: Path
+) -> None:
+    store = small_run.description["store"]
+    preprocessing = {**store["preprocessing"], "window": [0, 4095]}
+    description = {**small_run.description, "store": {**store, "preprocessing": preprocessing}}
+    windowed = load(dataclasses.replace(small_run, description=description), device="cpu")
+    twelve_bits = RNG.integers(0, 4096, (90, 120), dtype=np.uint16)
+    path = save(tmp_path / "deep.png", twelve_bits)
+    as_bytes = np.round(twelve_bits / 4095 * 255).astype(np.uint8)
+    expected = windowed.grey(as_bytes)
+    np.testing.assert_array_equal(windowed.grey(path), expected)
+    np.testing.assert_array_equal(windowed.grey(Image.open(path)), expected)
+    assert (load(small_run, device="cpu").grey(path) != expected).any()
+    predict_files(windowed, [path], tmp_path / "masks", grey=True)
+    written = np.asarray(Image.open(tmp_path / "masks" / "grey" / "deep.png"))
+    np.testing.assert_array_equal(written, np.rint(expected * 255).astype(np.uint8))

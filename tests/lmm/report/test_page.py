@@ -16,7 +16,6 @@ import small
 import torch
 from PIL import Image
 
-from lmm.authors import import_checkpoint
 from lmm.evaluate import Wanted, evaluate, write_evaluation
 from lmm.evaluate.ceiling import ceiling
 from lmm.metrics import score
@@ -25,6 +24,7 @@ from lmm.report import build_report
 from lmm.report.pictures import outline, ranks
 from lmm.report.tables import build_rows
 from lmm.run import Run, open_run
+from lmm.run.authors import import_checkpoint
 from lmm.settings import TrainSettings
 from lmm.train import train
 from pipeline.archive import build_manifest

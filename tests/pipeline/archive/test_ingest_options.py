@@ -13,7 +13,7 @@ from pipeline.archive.checks import IngestError
 from pipeline.archive.notes import count_twins
 from pipeline.archive.twin_sheet import choose_twins, draw_twins
 from pipeline.errors import InputError, UsageError
-from pipeline.sheet import CAPTION_PX, GAP_PX
+from pipeline.images.sheet import CAPTION_PX, GAP_PX
 
 COUNT = 20
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from lmm.checkpoint import weights_of, write_checkpoint
 from lmm.model import LatentMappingModel
-from lmm.run import Run, create_run
+from lmm.run.checkpoint import weights_of, write_checkpoint
+from lmm.run.folder import Run, create_run
 from pipeline.errors import InputError
 
 

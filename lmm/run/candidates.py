@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 from torch import Tensor
 
-from lmm.checkpoint import read_checkpoint, write_checkpoint
 from lmm.metrics import Floats
+from lmm.run.checkpoint import read_checkpoint, write_checkpoint
 from pipeline.errors import ArtefactError
 from pipeline.files import replacing
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmm.checkpoint import read_checkpoint, write_checkpoint
+from lmm.run.checkpoint import read_checkpoint, write_checkpoint
 from pipeline.errors import ArtefactError
 
 

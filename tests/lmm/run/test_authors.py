@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lmm.authors import import_checkpoint
 from lmm.model import LatentMappingModel
+from lmm.run.authors import import_checkpoint
 from pipeline.errors import InputError
 
 

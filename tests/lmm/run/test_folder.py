@@ -6,8 +6,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from lmm.lineage import write_lineage
 from lmm.run import create_run, open_run
+from lmm.run.lineage import write_lineage
 from pipeline.errors import ArtefactError, UsageError
 
 

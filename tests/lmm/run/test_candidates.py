@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import lmm.loop
-from lmm.candidates import Candidates
-from lmm.checkpoint import read_checkpoint
 from lmm.latents import Latents
+from lmm.run.candidates import Candidates
+from lmm.run.checkpoint import read_checkpoint
 from lmm.settings import TrainSettings
 from lmm.step import Learner
 from lmm.train import train

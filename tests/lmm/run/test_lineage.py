@@ -5,7 +5,7 @@ import hashlib
 import polars as pl
 import pytest
 
-from lmm.lineage import lineage_of, seen_among, seen_in_words
+from lmm.run.lineage import lineage_of, seen_among, seen_in_words
 from lmm.splits import images_by_split, images_digest
 
 SAMPLES = pl.DataFrame(

@@ -1,6 +1,6 @@
 """A run on disk: what it was asked to do, its weights, its log, its summary.
 
-lineage.parquet    the samples it is trained and selected on, by content; see lmm.lineage
+lineage.parquet    the samples it is trained and selected on, by content; see lmm.run.lineage
 run.json           format_version, settings, the store and tokenizer it was trained on, software
 log.jsonl          one JSON object an epoch; the report reads only this
 best.safetensors   weights of the epoch that the selection split chose
@@ -18,13 +18,14 @@ from typing import Any
 import polars as pl
 import torch
 
-from lmm.checkpoint import load_weights, read_checkpoint
-from lmm.lineage import LINEAGE_FILE, lineage_of, read_lineage, write_lineage
 from lmm.model import LatentMappingModel
+from lmm.run.checkpoint import load_weights, read_checkpoint
+from lmm.run.lineage import LINEAGE_FILE, lineage_of, read_lineage, write_lineage
 from lmm.settings import TrainSettings
 from lmm.splits import images_by_split
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.files import replace_file
+from pipeline.images import Window
 from pipeline.store import LatentStore
 
 RUN_FORMAT_VERSION = 2
@@ -69,8 +70,16 @@ class Run:
             return "fp32"
         return str(self.description["store"]["preprocessing"]["precision"])
 
+    @property
+    def window(self) -> Window | None:
+        """How the 16-bit images of its store were read; None for their full range."""
+        if self.imported:
+            return None
+        window = self.description["store"]["preprocessing"].get("window")
+        return window and (window[0], window[1])
+
     def lineage(self) -> pl.DataFrame | None:
-        """What it has seen, as `lmm.lineage.lineage_of` gives it; None where it is not known.
+        """What it has seen, as `lmm.run.lineage.lineage_of` gives it; None where it is not known.
 
         raises  ArtefactError when the file is gone or damaged
         """
@@ -99,7 +108,7 @@ class Run:
         if "class" in sizes:
             raise ArtefactError(
                 f"{self.path} holds weights of a {sizes['class']}, no LatentMappingModel",
-                "load them into one: lmm.checkpoint.load_weights and read_checkpoint",
+                "load them into one: lmm.run.checkpoint.load_weights and read_checkpoint",
             )
         weights, _ = read_checkpoint(self.path / "best.safetensors")
         model = LatentMappingModel(sizes["latent_channels"], sizes["width"])

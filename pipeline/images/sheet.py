@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.errors import UsageError
-from pipeline.images import ImageU8
+from pipeline.images.reading import ImageU8
 
 GAP_PX, CAPTION_PX, FONT_PX = 8, 18, 12
 PAPER, INK = (255, 255, 255), (40, 40, 40)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import InputError
-from pipeline.image_files import find_images, require_distinct_stems
+from pipeline.images.files import find_images, require_distinct_stems
 
 
 @pytest.fixture

@@ -1,0 +1,17 @@
+"""A run on disk: what it was asked, what it has seen, its weights, its log."""
+
+from lmm.run.folder import (
+    Run,
+    create_run,
+    open_run,
+    start_run,
+    write_json,
+)
+
+__all__ = [
+    "Run",
+    "create_run",
+    "open_run",
+    "start_run",
+    "write_json",
+]

@@ -1,0 +1,39 @@
+"""Images and masks as files: found, decoded from every published format, resized, shown."""
+
+from pipeline.images.reading import (
+    FULL,
+    Deep,
+    ImageError,
+    ImageU8,
+    Mask,
+    Window,
+    parse_colour,
+    read_image,
+    read_mask,
+    read_pillow,
+    read_pixels,
+    read_union,
+    resize_image,
+    resize_mask,
+    stretch,
+    window_of,
+)
+
+__all__ = [
+    "FULL",
+    "Deep",
+    "ImageError",
+    "ImageU8",
+    "Mask",
+    "Window",
+    "parse_colour",
+    "read_image",
+    "read_mask",
+    "read_pillow",
+    "read_pixels",
+    "read_union",
+    "resize_image",
+    "resize_mask",
+    "stretch",
+    "window_of",
+]

@@ -109,6 +109,15 @@ def test_twin_that_is_left_out_ties_nothing(archive: Path) -> None:
     assert group["s12"] == "s12"
 
 
+def test_twin_that_the_split_does_not_name_ties_nothing(archive: Path) -> None:
+    file = split_file(archive, test={15})
+    file.write_text(file.read_text().replace("s00,train\n", ""))
+    ingest = build_manifest(archive, "pairs", split_file=file, skip_bad=True)
+    assert "s00" not in column(ingest, "twin_group")
+    assert column(ingest, "twin_group")["s12"] == "s10"
+    assert all(twin.first != "s00" for twin in ingest.twins)
+
+
 def test_sheet_shows_the_pairs_of_two_splits_and_else_all(archive: Path) -> None:
     file = split_file(archive, test={11})
     ingest = build_manifest(archive, "pairs", split_file=file, val_fraction=0)

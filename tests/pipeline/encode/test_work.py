@@ -126,6 +126,17 @@ def test_store_of_before_twins_and_folds_gets_their_columns(
     assert open_store(url).receipt() == receipt
 
 
+def test_twins_and_folds_change_no_receipt(
+    encoded: Manifest, url: str, tokenizer: Tokenizer
+) -> None:
+    before = open_store(url).receipt()
+    frame = encoded.frame.with_columns(twin_group=pl.lit("a"), fold=pl.lit(1, pl.Int32))
+    encode(replace(encoded, frame=frame), url, tokenizer, views=2, size=small.SIZE_PX)
+    store = open_store(url)
+    assert store.samples["fold"].to_list() == [1] * 6
+    assert store.receipt() == before
+
+
 def test_keys_without_a_window_are_as_they_were(encoded: Manifest, tokenizer: Tokenizer) -> None:
     attributes = store_attributes(encoded, tokenizer, 2, small.SIZE_PX, 0, "fp32")
     assert set(attributes["preprocessing"]) == {

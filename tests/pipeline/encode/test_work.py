@@ -114,7 +114,7 @@ def test_store_of_before_twins_and_folds_gets_their_columns(
 ) -> None:
     store = open_store(url, "r+")
     receipt = store.receipt()
-    store.write_samples(store.samples.drop("twin_group", "fold"))
+    store.samples.drop("twin_group", "fold").write_parquet(Path(url) / "samples.parquet")
     fewer = small.without(encoded, "benign (2)")
     folded = replace(fewer, frame=fewer.frame.with_columns(fold=pl.lit(2, pl.Int32)))
     report = encode(folded, url, tokenizer, views=2, size=small.SIZE_PX)

@@ -16,6 +16,7 @@ from pipeline.manifest import Manifest
 from pipeline.store import LatentStore, open_store, store_exists
 from pipeline.store.format import KEY_BYTES
 from pipeline.store.keys import cell_keys
+from pipeline.telling import some_of
 from pipeline.tokenizer import Tokenizer
 
 # In order of precedence: the first that holds of a cell is why it is encoded.
@@ -78,7 +79,8 @@ def store_attributes(
 def find_work(url: str, manifest: Manifest, attributes: dict[str, Any]) -> Work:
     """Hold what is asked for against what is stored; writes nothing.
 
-    raises  UsageError when the store was made with another tokenizer, size or precision
+    raises  UsageError when the store was made with another tokenizer, size or precision, or from
+            masks that are read otherwise by now
     """
     views = attributes["views"]
     if not store_exists(url):
@@ -86,6 +88,7 @@ def find_work(url: str, manifest: Manifest, attributes: dict[str, Any]) -> Work:
         return Work(attributes, manifest.frame, np.ones(shape, np.bool_), np.zeros(shape, np.int8))
     store = open_store(url)
     refuse_other_settings(store, attributes)
+    refuse_other_masks(store, manifest.frame)
     samples = merge_samples(store.samples, manifest.frame)
     policy = ViewPolicy(**attributes["view_policy"])
     plan = draw_views(samples["sample_id"].to_list(), views, attributes["seed"], policy)
@@ -141,6 +144,22 @@ def refuse_other_settings(store: LatentStore, attributes: dict[str, Any]) -> Non
             raise UsageError(
                 f"{store.url} was encoded with {key} {stored}, asked for is {value}", fix
             )
+
+
+def refuse_other_masks(store: LatentStore, wanted: pl.DataFrame) -> None:
+    """Raise UsageError where mask files of the same bytes are read as other masks by now.
+
+    A key knows a mask by the bytes of its files: cells of one that was read inside out before, by
+    the index of its palette, would be taken for right.
+    """
+    both = store.samples.join(wanted, on=["sample_id", "mask_sha256"], suffix="_now")
+    other = both.filter(pl.col("foreground_fraction") != pl.col("foreground_fraction_now"))
+    if len(other):
+        raise UsageError(
+            f"{len(other)} masks are read otherwise than when {store.url} was encoded: "
+            f"{some_of(other['sample_id'])}",
+            "encode into another store path",
+        )
 
 
 def merge_samples(stored: pl.DataFrame, wanted: pl.DataFrame) -> pl.DataFrame:

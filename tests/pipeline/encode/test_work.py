@@ -171,3 +171,14 @@ def test_window_and_foreground_are_kept_with_the_store(
     assert 0 < mask.mean() < 1
     with pytest.raises(UsageError, match="encoded with window"):
         count(replace(manifest, window=None))
+
+
+def test_masks_of_the_same_bytes_that_are_read_otherwise_are_refused(
+    encoded: Manifest, count: Count
+) -> None:
+    inside_out = pl.when(sample_id="benign (2)").then(1 - pl.col("foreground_fraction"))
+    frame = encoded.frame.with_columns(
+        foreground_fraction=inside_out.otherwise(pl.col("foreground_fraction"))
+    )
+    with pytest.raises(UsageError, match=r"1 masks are read otherwise .*: benign \(2\)"):
+        count(replace(encoded, frame=frame))

@@ -8,8 +8,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from lmm.chunks import images_at_a_time, in_batches
-from lmm.latents import model_latent, raw_latent
+from lmm.latents import images_at_a_time, in_batches, model_latent, raw_latent
 from pipeline.pixels import to_grey
 from pipeline.tokenizer import Tokenizer
 
@@ -59,7 +58,7 @@ class MaskDecoder:
         """Grey masks without gradients, in batches that fit: (n, C, h, w) → (≤ n, H, W) each.
 
         of_one_shape  whether the last batch is filled up, so that a mask does not depend on how
-                      many come with it; see `lmm.chunks.in_batches`
+                      many come with it; see `lmm.latents.in_batches`
         """
         for batch in z_mask_hat.split(self.at_a_time):
             with torch.inference_mode():

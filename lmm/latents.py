@@ -1,7 +1,7 @@
-"""A split of a store in memory, and batches of it as the LMM reads them."""
+"""A split of a store in memory, batches of it as the LMM reads them, and batches of one shape."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -254,3 +254,28 @@ def load_latents(
             progress(done, len(shards))
     tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     return reader.latents(tensors, np.arange(every))
+
+
+def images_at_a_time(device: torch.device) -> int:
+    """How many images suit a device: a GPU wants many, a CPU is fastest with what fits its cache.
+
+    A decoder's activations at full resolution are the largest thing in evaluation and prediction.
+    """
+    return {"cuda": 64, "cpu": 2}.get(device.type, 8)
+
+
+def in_batches(
+    function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, count: int
+) -> Iterator[torch.Tensor]:
+    """The function's results for some rows at a time, each computed in a batch of `count` rows.
+
+    Kernels sum in another order in a batch of another size, and the last bits of a row then depend
+    on how many came with it. The last batch is therefore filled up, with its last row again, and
+    the result cut.
+
+    function  (count, …) → (count, …), a row of the result from each row
+    rows      (n, …)
+    """
+    for batch in rows.split(count):
+        missing = batch[-1:].expand(count - len(batch), *batch.shape[1:])
+        yield function(torch.cat([batch, missing]))[: len(batch)]

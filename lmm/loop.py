@@ -12,10 +12,12 @@ import torch
 
 from lmm.batches import Batches, steps_per_epoch
 from lmm.latents import Latents
+from lmm.metrics import Floats, score
+from lmm.model import predict_latents
 from lmm.run import Run, write_json
 from lmm.run.candidates import Candidates
 from lmm.run.checkpoint import named, part_of, read_checkpoint, weights_of, write_checkpoint
-from lmm.selection import choose, contenders, validate
+from lmm.selection import choose, contenders
 from lmm.settings import TrainSettings
 from lmm.step import Learner
 from lmm.student.file import STUDENT_FILE
@@ -166,6 +168,24 @@ def _select(
         now = chosen == state.epoch
         _write_best(run, _chosen_weights(learner) if now else candidates.weights(chosen), state)
     return scores
+
+
+def validate(learner: Learner, latents: Latents) -> tuple[dict[str, float], Floats]:
+    """Scores of the decoded predictions on a split's clean images.
+
+    returns  as the log names them, mean DSC and IoU (fractions) under the frozen decoder and, with
+             a student, the mean DSC between its masks and the frozen decoder's; (n,) DSC
+    """
+    settings = learner.settings
+    z_mask_hat = predict_latents(learner.model, latents, settings.precision)
+    masks = learner.teacher.masks(z_mask_hat)
+    scores = score(masks, latents.clean_masks)
+    line = {f"{settings.select_on}_{name}": float(scores[name].mean()) for name in ("dsc", "iou")}
+    if learner.distillation:
+        agreement = learner.distillation.decoder.agreement(z_mask_hat, masks)
+        if agreement is not None:
+            line["student_agreement"] = agreement
+    return line, scores["dsc"]
 
 
 def _restore(run: Run, learner: Learner, candidates: Candidates) -> Progressed:

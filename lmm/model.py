@@ -9,8 +9,7 @@ Parameter names are those of the released code, so that the authors' weights loa
 import torch
 from torch import Tensor, nn
 
-from lmm.chunks import images_at_a_time, in_batches
-from lmm.latents import Latents
+from lmm.latents import Latents, images_at_a_time, in_batches
 from pipeline.device import autocast
 from pipeline.errors import UsageError
 

@@ -5,11 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lmm.latents import Latents
-from lmm.metrics import Floats, score
-from lmm.model import predict_latents
+from lmm.metrics import Floats
 from lmm.settings import TrainSettings
-from lmm.step import Learner
 
 WIDTH = 0.05  # of a run's epochs: standard deviation of the Gaussian that smooths val's curve
 REACH = 3  # standard deviations from which on another validation has no weight
@@ -61,21 +58,3 @@ def _smoothed(epochs: NDArray[np.int64], means: Floats, settings: TrainSettings)
     weights = np.exp(-0.5 * away**2) * (np.abs(away) < REACH)
     averaged: Floats = weights @ means / weights.sum(axis=1)
     return averaged
-
-
-def validate(learner: Learner, latents: Latents) -> tuple[dict[str, float], Floats]:
-    """Scores of the decoded predictions on a split's clean images.
-
-    returns  as the log names them, mean DSC and IoU (fractions) under the frozen decoder and, with
-             a student, the mean DSC between its masks and the frozen decoder's; (n,) DSC
-    """
-    settings = learner.settings
-    z_mask_hat = predict_latents(learner.model, latents, settings.precision)
-    masks = learner.teacher.masks(z_mask_hat)
-    scores = score(masks, latents.clean_masks)
-    line = {f"{settings.select_on}_{name}": float(scores[name].mean()) for name in ("dsc", "iou")}
-    if learner.distillation:
-        agreement = learner.distillation.decoder.agreement(z_mask_hat, masks)
-        if agreement is not None:
-            line["student_agreement"] = agreement
-    return line, scores["dsc"]

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lmm.chunks import in_batches
 from lmm.decoder import THRESHOLD, Grey, MaskDecoder, at_size
+from lmm.latents import in_batches
 from lmm.model import LatentMappingModel
 from lmm.run import Run, open_run
 from pipeline.device import autocast, choose_device

@@ -2,18 +2,21 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lmm.metrics import Floats
 from lmm.run.checkpoint import read_checkpoint, write_checkpoint
 from pipeline.errors import ArtefactError
 from pipeline.files import replacing
 
 VALIDATIONS_FILE = "validations.parquet"
 FOLDER = "candidates"
+
+Floats: TypeAlias = NDArray[np.float64]
 
 
 class Candidates:

@@ -9,7 +9,7 @@ import small
 import torch
 import zarr
 
-from lmm.latents import load_latents, model_latent, raw_latent
+from lmm.latents import in_batches, load_latents, model_latent, raw_latent
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import open_store
 
@@ -129,3 +129,20 @@ def test_the_largest_values_of_float16_are_finite(store_copy: Path) -> None:
     array[:] = 65504
     latents = load_latents(open_store(str(store_copy)), "train")
     assert float(latents.mask_mean.min()) == 65504
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(1, [1]), (4, [4]), (7, [4, 3]), (8, [4, 4])])
+def test_every_batch_has_one_shape_and_the_results_are_those_of_the_rows(
+    n: int, sizes: list[int]
+) -> None:
+    rows = torch.arange(n * 6.0).view(n, 2, 3)
+    shapes = []
+
+    def sums(batch: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(batch.shape))
+        return batch.sum(dim=(1, 2))
+
+    found = list(in_batches(sums, rows, 4))
+    assert shapes == [(4, 2, 3)] * len(sizes)
+    assert [len(part) for part in found] == sizes
+    assert torch.equal(torch.cat(found), rows.sum(dim=(1, 2)))

@@ -18,9 +18,9 @@ import lmm.model
 import lmm.step
 from lmm.batches import open_batches
 from lmm.latents import load_latents
+from lmm.loop import validate
 from lmm.run import open_run
 from lmm.run.checkpoint import load_weights, read_checkpoint
-from lmm.selection import validate
 from lmm.settings import TrainSettings
 from lmm.student.network import MaskStudent
 from lmm.train import describe, new_learner, train

@@ -74,13 +74,14 @@ def _window(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[i
 @click.option(
     "--val-fraction",
     type=float,
-    help="Share of train, 0 to 1, held out as val by whole groups."
-    f"  [default: {VAL_FRACTION}; 0 with --folds]",
+    default=VAL_FRACTION,
+    show_default=True,
+    help="Share of train, 0 to 1, held out as val by whole groups.",
 )
 @click.option(
     "--folds",
     type=click.IntRange(2),
-    help="Deal what is not test into this many folds, one of which a training takes as val."
+    help="Deal train into this many folds; train --fold leaves one out, to be scored by it."
     "  [default: none]",
 )
 @click.option(

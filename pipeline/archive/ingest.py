@@ -48,7 +48,7 @@ def build_manifest(
     name: str | None = None,
     split: tuple[float, float] | None = None,
     split_file: str | Path | None = None,
-    val_fraction: float | None = None,
+    val_fraction: float = VAL_FRACTION,
     folds: int | None = None,
     seed: int = 0,
     skip_bad: bool = False,
@@ -68,8 +68,8 @@ def build_manifest(
     samples of one group.
 
     name           what `dataset` says; the layout's name when None
-    val_fraction   share of train; VAL_FRACTION when None, and 0 with folds
-    folds          deal all that is not test into so many folds, whose split is train
+    val_fraction   share of train
+    folds          deal what is train after that into so many folds
     skip_bad       leave out whatever is at fault, by name, instead of raising; of identical images
                    in two published splits, those outside test are left out
     foreground     colour of the masks' foreground, as `parse_colour` reads it
@@ -81,8 +81,7 @@ def build_manifest(
     """
     known = layout_named(layout)
     colour = _colour(foreground, known)
-    held_out = _held_out(val_fraction, folds)
-    check_shares(split or SPLIT, held_out)
+    check_shares(split or SPLIT, val_fraction)
     home = find_home(Path(root).resolve(), known)
     named, origin = _published(known, home, split, split_file)
     scan = scan_layout(home, known, include_normal=include_normal, mask_suffix=mask_suffix)
@@ -93,11 +92,11 @@ def build_manifest(
     faults = [*scan.faults, *found]
     sample_ids = {entry.sample_id for entry in scan.entries} | _spoiled(scan.faults)
     if named is None:
-        splits = assign_splits(_units(rows, pairs), split or SPLIT, held_out, seed)
+        splits = assign_splits(_units(rows, pairs), split or SPLIT, val_fraction, seed)
     else:
         placed, misplaced = _placed(named, origin, sample_ids, _spoiled(faults))
         rows = [row for row in rows if row["sample_id"] in placed]
-        splits = hold_out_val(placed, _units(rows, pairs), held_out, seed)
+        splits = hold_out_val(placed, _units(rows, pairs), val_fraction, seed)
         faults += [*misplaced, *_torn_duplicates(rows, splits)]
     if faults and not skip_bad:
         raise IngestError(home, faults, len(sample_ids))
@@ -109,7 +108,7 @@ def build_manifest(
     if folds:
         frame = _in_folds(frame, _units(rows, pairs), folds, seed)
     searched = f"found at {THRESHOLD}" if twins else "not looked for"
-    settings = dict(zip(SETTINGS, (origin, str(held_out), str(seed), searched), strict=True))
+    settings = dict(zip(SETTINGS, (origin, str(val_fraction), str(seed), searched), strict=True))
     chosen, window_notes = _window(rows, window)
     manifest = Manifest(frame, home, layout, known.labels, settings, chosen, colour)
     notes = (*scan.notes, *window_notes, *notes_on(manifest))
@@ -121,13 +120,6 @@ def _colour(foreground: str | None, layout: Layout) -> str | None:
         message = f"masks of {layout.name} hold labels, not colours"
         raise UsageError(message, "leave out --foreground")
     return parse_colour(foreground) if foreground else None
-
-
-def _held_out(val_fraction: float | None, folds: int | None) -> float:
-    if folds and val_fraction:
-        message = "--folds and --val-fraction exclude each other"
-        raise UsageError(message, "leave out --val-fraction: a training takes one fold as val")
-    return (0.0 if folds else VAL_FRACTION) if val_fraction is None else val_fraction
 
 
 def _require_some(rows: Sequence[Row], home: Path, colour: str | None) -> None:
@@ -245,10 +237,8 @@ def _frame(
 
 
 def _in_folds(frame: pl.DataFrame, units: Mapping[str, str], folds: int, seed: int) -> pl.DataFrame:
-    """All that is not test in train, and in one of the folds."""
-    rest = frame.filter(pl.col("split") != "test")
-    classes = dict(rest.select("sample_id", "class").rows())
+    """Each sample of train in one of the folds; val, which is to choose epochs, stays apart."""
+    classes = dict(frame.filter(split="train").select("sample_id", "class").rows())
     fold_of = draw_folds({sample: units[sample] for sample in classes}, classes, folds, seed)
     fold = pl.col("sample_id").replace_strict(fold_of, default=None, return_dtype=pl.Int32)
-    train = pl.when(pl.col("split") == "test").then("split").otherwise(pl.lit("train"))
-    return frame.with_columns(fold=fold, split=train)
+    return frame.with_columns(fold=fold)

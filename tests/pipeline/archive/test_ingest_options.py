@@ -140,31 +140,29 @@ def test_sheet_lays_a_turned_twin_on_its_other(archive: Path) -> None:
 
 
 @pytest.mark.parametrize("split", [(0.8, 0.2), (1, 0)], ids=str)
-def test_folds_deal_all_that_is_not_test(archive: Path, split: tuple[float, float]) -> None:
+def test_folds_deal_train_and_leave_val_and_test_apart(
+    archive: Path, split: tuple[float, float]
+) -> None:
     ingest = build_manifest(archive, "pairs", split=split, folds=4)
     frame = ingest.manifest.frame
-    test = frame.filter(pl.col("split") == "test")
-    rest = frame.filter(pl.col("split") == "train")
-    assert (test.height, rest.height) == (COUNT * split[1], COUNT * split[0])
-    assert test["fold"].null_count() == test.height
+    apart, rest = frame.filter(pl.col("split") != "train"), frame.filter(split="train")
+    plain = build_manifest(archive, "pairs", split=split).manifest.frame
+    assert frame["split"].equals(plain["split"])
+    assert "val" in set(apart["split"])
+    assert apart["fold"].null_count() == apart.height
+    assert rest["fold"].null_count() == 0
     sizes = rest["fold"].value_counts()["count"]
     assert sizes.len() == 4
     assert sizes.max() - sizes.min() <= 1
     assert rest.group_by("twin_group").agg(pl.col("fold").n_unique())["fold"].max() == 1
-    assert "no sample is in val" not in ingest.notes
 
 
-def test_folds_take_in_a_published_val(archive: Path) -> None:
+def test_folds_leave_a_published_val_as_it_is(archive: Path) -> None:
     rows = [f"s{n:02},{('train', 'val', 'test')[n % 3]}" for n in range(COUNT)]
     (archive / "s.csv").write_text("\n".join(["sample_id,split", *rows]))
     frame = build_manifest(archive, "pairs", split_file=archive / "s.csv", folds=2).manifest.frame
-    assert dict(frame["split"].value_counts().rows()) == {"train": 14, "test": 6}
-    assert frame["fold"].null_count() == 6
-
-
-def test_folds_and_val_fraction_exclude_each_other(archive: Path) -> None:
-    with pytest.raises(UsageError, match="exclude each other"):
-        build_manifest(archive, "pairs", folds=4, val_fraction=0.1)
+    assert frame.filter(split="val").height == 7
+    assert frame["fold"].null_count() == frame.filter(pl.col("split") != "train").height == 13
 
 
 def test_folds_change_no_digest(archive: Path) -> None:

@@ -85,7 +85,7 @@ def fit(
             if log:
                 log(line)
             write_checkpoint(run.path / "last.safetensors", learner.tensors(), asdict(state))
-            if candidates.epochs:
+            if candidates.epochs and candidates.epochs[-1] == epoch:
                 candidates.drop(contenders(candidates.epochs, candidates.dsc, settings))
     candidates.drop()
     return _finish(run, learner, state)

@@ -32,9 +32,9 @@ def rows_of_split(samples: pl.DataFrame, split: str, fold: int | None = None) ->
 
 def require_fold(samples: pl.DataFrame, fold: int) -> None:
     """Raise UsageError unless some training samples are in that fold."""
-    known = list(digests_of_folds(samples))
-    if str(fold) not in known:
-        there = f"only {', '.join(known)}" if known else "and no other"
+    known = _in_folds(samples)["fold"].unique().sort().to_list()
+    if fold not in known:
+        there = f"only {', '.join(map(str, known))}" if known else "and no other"
         raise UsageError(
             f"there is no fold {fold} in the store, {there}",
             "choose another fold, or ingest with folds and encode again: "
@@ -60,10 +60,12 @@ def images_by_split(samples: pl.DataFrame, fold: int | None = None) -> dict[str,
 
 def digests_of_folds(samples: pl.DataFrame) -> dict[str, str]:
     """By number as text, the digest of the images of each fold; empty without folds."""
+    parts = _in_folds(samples).partition_by("fold", as_dict=True)
+    return {str(fold): images_digest(part) for (fold,), part in sorted(parts.items())}
+
+
+def _in_folds(samples: pl.DataFrame) -> pl.DataFrame:
+    """The training samples that are in a fold; a store of before folds has none."""
     if "fold" not in samples.columns:
-        return {}
-    inside = samples.filter(split="train").drop_nulls("fold")
-    return {
-        str(fold): images_digest(part)
-        for (fold,), part in sorted(inside.partition_by("fold", as_dict=True).items())
-    }
+        return samples.clear().with_columns(fold=pl.lit(None, pl.Int32))
+    return samples.filter(split="train").drop_nulls("fold")

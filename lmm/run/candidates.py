@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import polars as pl
@@ -15,8 +14,6 @@ from pipeline.files import replacing
 
 VALIDATIONS_FILE = "validations.parquet"
 FOLDER = "candidates"
-
-Floats: TypeAlias = NDArray[np.float64]
 
 
 class Candidates:
@@ -33,14 +30,14 @@ class Candidates:
         self.run = run
         self.sample_ids = sample_ids
         self.epochs: list[int] = []
-        self._dsc: list[Floats] = []
+        self._dsc: list[NDArray[np.float64]] = []
 
     @property
-    def dsc(self) -> Floats:
+    def dsc(self) -> NDArray[np.float64]:
         """Of each validation and image: (k, n) float64, fractions."""
         return np.stack(self._dsc)
 
-    def add(self, epoch: int, dsc: Floats) -> None:
+    def add(self, epoch: int, dsc: NDArray[np.float64]) -> None:
         """One validation more, on disk too; dsc (n,)."""
         self.epochs.append(epoch)
         self._dsc.append(dsc)

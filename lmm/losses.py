@@ -14,7 +14,7 @@ from torch import Tensor
 from lmm.decoder import Decoder
 from lmm.latents import Batch
 from lmm.settings import LEVELS, LOSSES, TrainSettings
-from pipeline.encode.cells import is_out_of_memory
+from pipeline.device import is_out_of_memory
 
 DICE_SMOOTHING = 1e-5
 EMPTY_MARGIN = 1e-4

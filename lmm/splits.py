@@ -24,13 +24,13 @@ def rows_of_split(samples: pl.DataFrame, split: str, fold: int | None = None) ->
         raise UsageError("the run left no fold out to be scored on", "train one with --fold")
     inside = pl.col("split") == ("train" if split == FOLD else split)
     if fold is not None and split in ("train", FOLD):
-        require_fold(samples, fold)
+        _require_fold(samples, fold)
         left_out = pl.col("fold").eq_missing(fold)
         inside &= left_out if split == FOLD else ~left_out
     return samples.select(inside.fill_null(False).arg_true()).to_series().to_numpy().astype(int)
 
 
-def require_fold(samples: pl.DataFrame, fold: int) -> None:
+def _require_fold(samples: pl.DataFrame, fold: int) -> None:
     """Raise UsageError unless some training samples are in that fold."""
     known = _in_folds(samples)["fold"].unique().sort().to_list()
     if fold not in known:

@@ -14,7 +14,6 @@ from lmm.losses import loss_of
 from lmm.model import LatentMappingModel
 from lmm.run import start_run, write_json
 from lmm.settings import TrainSettings
-from lmm.splits import require_fold
 from lmm.step import Learner, compiled
 from lmm.student.distillation import LATER_LR, Distillation
 from lmm.student.file import load_student
@@ -96,8 +95,6 @@ def describe(store: LatentStore, settings: TrainSettings) -> dict[str, Any]:
 
 def require_fit(store: LatentStore, settings: TrainSettings) -> None:
     """Raise UsageError when settings and store do not fit together."""
-    if settings.fold is not None:
-        require_fold(store.samples, settings.fold)
     if settings.posterior != "mean" and store.tokenizer["deterministic"]:
         raise UsageError(
             f"--posterior {settings.posterior} needs a posterior, and tokenizer "

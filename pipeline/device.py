@@ -61,3 +61,9 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, PRECISIONS[precision])
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch ran out of memory, on whatever device."""
+    # A CPU allocation that fails is a plain RuntimeError with these words.
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)

@@ -15,7 +15,7 @@ from PIL import Image
 from lmm.decoder import THRESHOLD, at_size
 from lmm.predict.predictor import Predictor, fault_of
 from pipeline.ahead import map_ahead
-from pipeline.encode.cells import is_out_of_memory
+from pipeline.device import is_out_of_memory
 from pipeline.errors import UsageError
 from pipeline.files import replacing
 from pipeline.images import ImageError, Window, read_image, resize_image

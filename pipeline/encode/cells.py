@@ -5,6 +5,7 @@ import polars as pl
 import torch
 
 from pipeline.augment import apply_views
+from pipeline.device import is_out_of_memory
 from pipeline.errors import UsageError
 from pipeline.pixels import mask_pixels
 from pipeline.tokenizer import Tokenizer
@@ -73,9 +74,3 @@ class CellEncoder:
         if std is not None:
             cells["image_std"] = std[:count].half()
         return cells
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory, on whatever device."""
-    # A CPU allocation that fails is a plain RuntimeError with these words.
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lmm.evaluate import find_scored, read_evaluations, read_per_image
-from lmm.evaluate.twins import groups_of
 from lmm.latents import load_latents
 from lmm.metrics import HD95, METRICS, Metric, score, summarise
 from lmm.report.charts import curves, histogram
@@ -26,6 +25,7 @@ from lmm.report.recipe import commands, facts
 from lmm.report.tables import require_one_hd95, short_name
 from lmm.run import Run
 from lmm.run.lineage import seen_in_words
+from lmm.splits import groups_of
 from pipeline.errors import ArtefactError, InputError
 from pipeline.images import ImageU8, Mask
 from pipeline.samples import original_images

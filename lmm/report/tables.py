@@ -148,7 +148,7 @@ def _settings(run: Run, split: str) -> dict[str, str]:
     words = {
         name: str(value) for name, value in asked.items() if name not in alike and value is not None
     }
-    return words | {"views": str(run.description["store"]["receipt"]["views"])}
+    return {"views": str(run.description["store"]["receipt"]["views"])} | words
 
 
 def _row(key: tuple[str, ...], settings: dict[str, str], group: list[dict[str, Any]]) -> Row:

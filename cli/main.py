@@ -27,6 +27,7 @@ COMMANDS = [
     "evaluate",
     "predict",
     "report",
+    "study",
     "bench",
     "doctor",
 ]

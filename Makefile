@@ -22,7 +22,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/snakefmt --check Snakefile pipeline/rules
+	$(BIN)/snakefmt --check Snakefile pipeline/rules lmm/study/Snakefile
 	$(BIN)/snakemake --lint
 
 # Exact pins; torch comes first because its CPU wheel is found only when it is asked for by version.

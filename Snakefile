@@ -1,7 +1,8 @@
 # Raw data sets to scored models. snakemake --cores 8 encode stops when every store is finished.
 #
 # In:   the data sets of config/config.yaml, or of --configfile mine.yaml in their place
-# Out:  results/DATASET/{manifest.parquet, latents.zarr, runs/LOSS-sSEED, report.html}
+# Out:  results/DATASET/{manifest.parquet, latents.zarr, runs/LOSS-sSEED, report.html},
+#       results/DATASET/studies/STUDY
 import re
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ wildcard_constraints:
     loss="lm|seg|compound",
     seed=r"\d+",
     split="train|val|test",
+    study="[^/]+",
 
 
 include: "pipeline/rules/settings.smk"
@@ -41,6 +43,7 @@ include: "pipeline/rules/encode.smk"
 include: "pipeline/rules/train.smk"
 include: "pipeline/rules/evaluate.smk"
 include: "pipeline/rules/report.smk"
+include: "pipeline/rules/study.smk"
 
 
 localrules:
@@ -48,6 +51,7 @@ localrules:
     train,
     evaluate,
     report,
+    study,
     all,
 
 
@@ -85,8 +89,18 @@ rule report:
         expand("results/{dataset}/report.html", dataset=config["datasets"]),
 
 
+rule study:
+    """Every study that the configuration names, on every data set."""
+    input:
+        expand(
+            "results/{dataset}/studies/{study}.json",
+            dataset=config["datasets"],
+            study=GRIDS,
+        ),
+
+
 rule all:
-    """Everything: every store encoded, every run trained and scored, a page for each data set."""
+    """Everything but studies: every store encoded, every run trained and scored, a page for each data set."""
     default_target: True
     input:
         rules.evaluate.input,

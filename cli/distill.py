@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @click.command("distill")
 @latents_option
-@setting_options("precision")
+@setting_options("precision", "fold")
 @device_option
 @json_option
-def command(latents: str, precision: str, device: str, as_json: bool) -> None:
+def command(latents: str, precision: str, fold: int | None, device: str, as_json: bool) -> None:
     """Teach a small network to decode mask latents as the store's frozen decoder does.
 
     train --seg-decoder student does this by itself where it was not done before.
@@ -37,20 +37,20 @@ def command(latents: str, precision: str, device: str, as_json: bool) -> None:
       gms-lmm distill --latents busi.zarr
     """
     from lmm.decoder import MaskDecoder
-    from lmm.student.file import STUDENT_FILE, measure
+    from lmm.student.file import measure, student_file
     from pipeline.device import choose_device, choose_precision
     from pipeline.store import open_store
     from pipeline.tokenizer import load_tokenizer_of
 
     store, chosen = open_store(latents), choose_device(device)
     in_precision = choose_precision(precision, chosen)
-    kept, reused = teach(store, chosen, in_precision)
+    kept, reused = teach(store, chosen, in_precision, fold)
     teacher = MaskDecoder(load_tokenizer_of(store.tokenizer, chosen), in_precision)
     result = {
-        "student": f"{store.url}.{STUDENT_FILE}",
+        "student": f"{store.url}.{student_file(fold)}",
         "reused": reused,
         "precision": kept.precision,
-        **measure(store, teacher, kept.network),
+        **measure(store, teacher, kept.network, fold),
     }
     if reused:
         say(f"{result['student']} was made of this store before")

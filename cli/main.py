@@ -28,6 +28,7 @@ COMMANDS = [
     "evaluate",
     "predict",
     "report",
+    "study",
     "bench",
     "doctor",
 ]

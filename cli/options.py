@@ -119,7 +119,7 @@ def _option(name: str) -> Callable[[Command], Command]:
     elif one.minimum is not None:
         kind = click.IntRange(one.minimum)
     elif one.above is not None:
-        kind = click.FloatRange(one.above, min_open=True)
+        kind = click.FloatRange(one.above, one.maximum, min_open=True)
     return click.option(
         word,
         type=kind,

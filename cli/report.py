@@ -1,4 +1,4 @@
-"""gms-lmm report: runs in, one page or one table out."""
+"""gms-lmm report: runs or a study in, one page or one table out."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @click.command("report")
 @click.argument(
-    "run_paths", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path)
+    "run_paths", metavar="RUN...|STUDY", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
 @click.option(
     "-o",
@@ -34,15 +34,22 @@ def command(
 ) -> None:
     """Make one self-contained page of scores, curves and pictures; or a table for a paper.
 
+    Of runs, or of a study's folder: settings side by side, with their difference to the baseline.
+
     \b
     Example:
       gms-lmm report runs/busi-lm-s0 -o report.html
       gms-lmm report runs/busi-* --table latex
+      gms-lmm report studies/losses --table markdown
     """
     from lmm.run import open_run
     from lmm.splits import FOLD
+    from lmm.study.plan import PLAN_FILE
     from pipeline.errors import UsageError
 
+    if any((path / PLAN_FILE).exists() for path in run_paths):
+        _study(run_paths, kind, output, as_json)
+        return
     if split == FOLD and not kind:
         raise UsageError(
             "a page shows the images of one split, and each run of a fold was scored on others",
@@ -68,6 +75,31 @@ def _table(runs: "list[Run]", split: str, kind: str, output: Path | None, as_jso
     result = {"table": text, "rows": [asdict(row) for row in rows]}
     result |= {"file": str(output)} if output else {}
     shown = f"table: {output}\n" if output else text
+    emit(result, as_json, lambda: click.echo(shown, nl=False))
+
+
+def _study(paths: tuple[Path, ...], kind: str | None, output: Path | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from lmm.study import build_page, compare_runs, format_table, read_plan
+    from pipeline.errors import UsageError
+    from pipeline.files import replace_file
+
+    if len(paths) > 1:
+        raise UsageError("a study has a page of its own", "give one study's folder, or runs alone")
+    plan = read_plan(paths[0])
+    results, compared = compare_runs(plan)
+    result: dict[str, Any] = {"settings": [asdict(one) for one in compared]}
+    text = format_table(plan, compared, kind or "markdown")
+    if kind is None or output:
+        output = output or Path("report.html")
+        replace_file(output, (text if kind else build_page(plan, results, compared)).encode())
+    if kind:
+        result |= {"table": text} | ({"file": str(output)} if output else {})
+        shown = f"table: {output}\n" if output else text
+    else:
+        result |= {"page": str(output)}
+        shown = f"{text}page: {Path(str(output)).resolve()}\n"
     emit(result, as_json, lambda: click.echo(shown, nl=False))
 
 

@@ -45,6 +45,8 @@ POOR_AGREEMENT = 0.9
     "val_every",
     "select_on",
     "fold",
+    "views",
+    "share",
     "residency",
     "memory_gib",
     "compile",

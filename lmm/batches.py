@@ -9,6 +9,7 @@ import torch
 
 from lmm.latents import Batch, Latents, SplitReader, load_latents
 from lmm.settings import TrainSettings
+from lmm.splits import rows_to_train_on
 from pipeline.ahead import map_ahead
 from pipeline.seeds import seed_at
 from pipeline.store import LatentStore
@@ -75,7 +76,8 @@ class Streamed:
         reader, size = self.reader, self.settings.batch_size
         draw = _Draw(self.settings, epoch, self.device)
         order = torch.randperm(len(reader.blocks), generator=draw.host).tolist()
-        view = torch.randint(reader.store.views, (len(order),), generator=draw.host).tolist()
+        views = views_of(reader.store, self.settings)
+        view = torch.randint(views, (len(order),), generator=draw.host).tolist()
         shards = [(view[i], reader.blocks[i]) for i in order]
         starts = range(0, len(shards), self.shards_at_a_time)
         groups = [shards[start : start + self.shards_at_a_time] for start in starts]
@@ -133,17 +135,22 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
     return max(1, samples // batch_size)
 
 
+def views_of(store: LatentStore, settings: TrainSettings) -> int:
+    """Views of a store that a run is trained on."""
+    return store.views if settings.views is None else min(settings.views, store.views)
+
+
 def open_batches(store: LatentStore, settings: TrainSettings, device: torch.device) -> Batches:
-    """The train split without the fold left out, held where `settings.residency` says.
+    """What a run is trained on, held where `settings.residency` says.
 
     auto is the first of device, ram and stream where the split takes no more than the memory
     allowed: half of what the device has free, half of what the host has, or `memory_gib`.
 
     raises  as `SplitReader` and its `read` do
     """
-    fold = settings.fold
-    reader = SplitReader(store, "train", masks=settings.has_dice, fold=fold)
-    needed = store.views * len(reader.places) * reader.cell_bytes
+    rows, views = rows_to_train_on(store.samples, settings), views_of(store, settings)
+    reader = SplitReader(store, "train", masks=settings.has_dice, rows=rows)
+    needed = views * len(reader.places) * reader.cell_bytes
     residency = settings.residency
     if residency == "auto":
         places = ("device", "ram") if device.type == "cuda" else ("ram",)
@@ -155,7 +162,9 @@ def open_batches(store: LatentStore, settings: TrainSettings, device: torch.devi
         shards = int(_memory_allowed(settings, "ram", device) / shard / 4)
         return Streamed(reader, settings, device, max(1, shards))
     home = device if residency == "device" else torch.device("cpu")
-    latents = load_latents(store, "train", masks=settings.has_dice, fold=fold, device=home)
+    latents = load_latents(
+        store, "train", views=views, masks=settings.has_dice, rows=rows, device=home
+    )
     return Resident(latents, settings, device)
 
 

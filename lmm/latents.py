@@ -141,6 +141,7 @@ class Latents:
 class SplitReader:
     """The cells of one split of a finished store, shard by shard.
 
+    rows    those of the split to read, in the store and in its order; None for all
     places  rows of the split in the store; see `lmm.splits.rows_of_split`
     blocks  blocks of the store that hold any of them
 
@@ -149,12 +150,18 @@ class SplitReader:
     """
 
     def __init__(
-        self, store: LatentStore, split: str, *, masks: bool, fold: int | None = None
+        self,
+        store: LatentStore,
+        split: str,
+        *,
+        masks: bool,
+        fold: int | None = None,
+        rows: np.ndarray | None = None,
     ) -> None:
         store.require_complete()
         self.store = store
         self.names = [*store.latent_arrays, *(["mask"] if masks else [])]
-        self.places = rows_of_split(store.samples, split, fold)
+        self.places = rows_of_split(store.samples, split, fold) if rows is None else rows
         if not self.places.size:
             present = sorted(store.samples["split"].drop_nulls().unique())
             raise UsageError(
@@ -223,6 +230,7 @@ def load_latents(
     views: int | None = None,
     masks: bool = True,
     fold: int | None = None,
+    rows: np.ndarray | None = None,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> Latents:
@@ -231,9 +239,10 @@ def load_latents(
     views    how many views from 0 on; None for all. Evaluation reads one, the clean images
     masks    whether the masks are read too; they are the larger part of the reading
     fold     of the run that reads it; see `lmm.splits.rows_of_split`
+    rows     those of the split to read; see `SplitReader`
     raises   as `SplitReader` and its `read` do
     """
-    reader = SplitReader(store, split, masks=masks, fold=fold)
+    reader = SplitReader(store, split, masks=masks, fold=fold, rows=rows)
     count = store.views if views is None else min(views, store.views)
     every = len(reader.places)
     arrays = reader.empty(count, every)

@@ -151,15 +151,32 @@ def summarise(
         raise ValueError(f"{bad} of {n} images have a score that is not a finite number")
     means = values.mean(axis=0)
     sds = values.std(axis=0, ddof=1) if n > 1 else np.zeros(len(METRICS))
-    sums, counts = _sums_by_group(values, groups)
-    drawn = _bootstrap_means(sums, counts, seed, resamples)
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
-    summary: dict[str, Any] = {"n": n, "groups": len(counts)}
+    low, high = intervals_of_means(values, groups=groups, seed=seed, resamples=resamples)
+    summary: dict[str, Any] = {"n": n, "groups": n if groups is None else len({*groups.tolist()})}
     for i, key in enumerate(KEYS):
         summary[key] = float(means[i])
         summary[f"{key}_sd"] = float(sds[i])
         summary[f"{key}_ci95"] = [float(low[i]), float(high[i])]
     return summary | {name: int(np.sum(scores[flag])) for flag, name in FLAGS.items()}
+
+
+def intervals_of_means(
+    values: Floats,
+    *,
+    groups: NDArray[np.int64] | None = None,
+    seed: int = 0,
+    resamples: int = 10_000,
+) -> Floats:
+    """Bootstrap 95 % intervals of means over images.
+
+    values   (n, k) scores of n images, or differences of two settings' scores
+    groups   as `summarise` has them
+    returns  (2, k): 2.5th and 97.5th percentile of the means of resampled groups
+    source   as `summarise`
+    """
+    drawn = _bootstrap_means(*_sums_by_group(values, groups), seed, resamples)
+    bounds: Floats = np.percentile(drawn, [2.5, 97.5], axis=0)
+    return bounds
 
 
 def _as_masks(name: str, masks: Masks | torch.Tensor) -> Masks:

@@ -26,6 +26,7 @@ class Setting:
     automatic whether the command line offers `auto` too, and takes it where nothing is said
     minimum   the smallest number it may be
     above     the number it has to be greater than
+    maximum   the largest number it may be
     """
 
     help: str
@@ -35,6 +36,7 @@ class Setting:
     automatic: bool = False
     minimum: int | None = None
     above: int | None = None
+    maximum: int | None = None
 
     def fault(self, value: Any) -> tuple[str, str] | None:
         """What is wrong with a value, and what to do about it; None where nothing is."""
@@ -46,6 +48,8 @@ class Setting:
             return f"{value} is too small", f"at least {self.minimum}"
         if self.above is not None and not value > self.above:
             return f"{value} is too small", f"more than {self.above}"
+        if self.maximum is not None and value > self.maximum:
+            return f"{value} is too large", f"at most {self.maximum}"
         return None
 
 
@@ -125,6 +129,18 @@ class TrainSettings:
     )
     fold: int | None = _field(
         None, "Fold of train to leave out, for evaluate --split fold to score.", minimum=0
+    )
+    views: int | None = _field(
+        None,
+        "Views of the store to train on: the clean one and those after it.  [default: all]",
+        minimum=1,
+    )
+    share: float | None = _field(
+        None,
+        "Share of the training samples to train on, drawn by --seed, groups and twins as a whole; "
+        "a smaller share is part of a larger.  [default: all]",
+        above=0,
+        maximum=1,
     )
     deterministic: bool = _field(False, "Only kernels that give the same bits each time.")
     compile: bool = _field(False, "Compile the model first: a minute, then faster steps.")

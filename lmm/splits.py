@@ -1,14 +1,20 @@
-"""Which samples of a store a run is trained, selected and scored on: splits, and folds of train."""
+"""Which samples of a store a run is trained, selected and scored on: splits, folds, shares."""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
+from lmm.settings import TrainSettings
 from pipeline.errors import UsageError
 
 CONTENT = ("image_sha256", "mask_sha256")  # what makes two samples one, whatever their names
 FOLD = "fold"  # the split of what a run of one fold leaves out
+TIES = ("group_id", "twin_group")  # columns in which images of one group or twins are alike
 
 
 def rows_of_split(samples: pl.DataFrame, split: str, fold: int | None = None) -> np.ndarray:
@@ -28,6 +34,57 @@ def rows_of_split(samples: pl.DataFrame, split: str, fold: int | None = None) ->
         left_out = pl.col("fold").eq_missing(fold)
         inside &= left_out if split == FOLD else ~left_out
     return samples.select(inside.fill_null(False).arg_true()).to_series().to_numpy().astype(int)
+
+
+def rows_to_train_on(samples: pl.DataFrame, settings: TrainSettings) -> np.ndarray:
+    """Rows that a run is trained on, in their order: train without its fold, and its share of that.
+
+    Groups, whose images `groups_of` ties, are taken whole, in the order of a hash of seed and
+    content, until they hold the share: whatever the store's order, and 10 % are among the 20 %.
+
+    returns  int64 [n]
+    raises   UsageError for a fold that is not there
+    """
+    rows = rows_of_split(samples, "train", settings.fold)
+    if settings.share is None:
+        return rows
+    train = samples[rows]
+    groups = groups_of(train, train["sample_id"].to_list())
+    hashes = [_hashed(settings.seed, image) for image in train["image_sha256"]]
+    first = {group: min(hashes[i] for i in np.flatnonzero(groups == group)) for group in {*groups}}
+    wanted = settings.share * len(rows)
+    taken: list[int] = []
+    for group in sorted(first, key=first.__getitem__):
+        if len(taken) >= wanted - 1e-6:  # a product of floats
+            break
+        taken += np.flatnonzero(groups == group).tolist()
+    return rows[sorted(taken)]
+
+
+def _hashed(seed: int, image: str) -> bytes:
+    return hashlib.sha256(f"share:{seed}:{image}".encode()).digest()
+
+
+def groups_of(samples: pl.DataFrame, sample_ids: Sequence[str]) -> NDArray[np.int64]:
+    """The number of the group of each image: what one group_id or twin_group ties, step by step.
+
+    samples  a store's; one of before twins has no twin_group
+    returns  (n,), in the order of `sample_ids`
+    """
+    chosen = pl.DataFrame({"sample_id": sample_ids}).join(
+        samples, on="sample_id", maintain_order="left"
+    )
+    n = chosen.height
+    edges: list[tuple[int, int]] = []
+    nodes = n
+    for column in (name for name in TIES if name in chosen.columns):
+        codes = chosen[column].rank("dense")
+        edges += [(row, nodes + code - 1) for row, code in enumerate(codes) if code is not None]
+        nodes += n
+    rows, columns = np.array(edges, dtype=np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(nodes, nodes))
+    labels: NDArray[np.int64] = connected_components(graph, directed=False)[1][:n]
+    return labels
 
 
 def _require_fold(samples: pl.DataFrame, fold: int) -> None:

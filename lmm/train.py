@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lmm.batches import open_batches, steps_per_epoch
+from lmm.batches import open_batches, steps_per_epoch, views_of
 from lmm.decoder import MaskDecoder
 from lmm.latents import SplitReader, load_latents
 from lmm.loop import Log, fit
@@ -14,6 +14,7 @@ from lmm.losses import loss_of
 from lmm.model import LatentMappingModel
 from lmm.run import run_lock, start_run, write_json
 from lmm.settings import TrainSettings
+from lmm.splits import rows_to_train_on
 from lmm.step import Learner, compiled
 from lmm.student.distillation import LATER_LR, Distillation
 from lmm.student.file import load_student
@@ -83,15 +84,16 @@ def describe(store: LatentStore, settings: TrainSettings) -> dict[str, Any]:
     raises  UsageError for settings that do not fit the store; ArtefactError when it is unfinished
     """
     require_fit(store, settings)
-    reader = SplitReader(store, "train", masks=settings.has_dice, fold=settings.fold)
+    rows, views = rows_to_train_on(store.samples, settings), views_of(store, settings)
+    reader = SplitReader(store, "train", masks=settings.has_dice, rows=rows)
     samples = len(reader.places)
     return {
         **asdict(settings),
         "samples": samples,
-        "views": store.views,
+        "views": views,
         "parameters": LatentMappingModel(store.latent_shape[0], settings.width).parameter_count,
         "steps": settings.epochs * steps_per_epoch(samples, settings.batch_size),
-        "bytes_in_memory": samples * store.views * reader.cell_bytes,
+        "bytes_in_memory": samples * views * reader.cell_bytes,
     }
 
 
@@ -102,4 +104,10 @@ def require_fit(store: LatentStore, settings: TrainSettings) -> None:
             f"--posterior {settings.posterior} needs a posterior, and tokenizer "
             f"{store.tokenizer['name']!r} is deterministic",
             "--posterior mean",
+        )
+    if settings.views is not None and settings.views > store.views:
+        raise UsageError(
+            f"--views {settings.views} of {store.url}, which has {store.views}",
+            f"--views {store.views}, or encode again with --views {settings.views}: only new ones "
+            "are encoded",
         )

@@ -21,6 +21,7 @@ from pipeline.store import open_store
 ROOT = Path(__file__).parents[1]
 RULES = {"phantoms", "ingest", "encode_store", "train_run", "evaluate_run"}
 EDITED = "benign (2)"
+STUDY = {"run_study"}
 VIEWS, MORE_VIEWS = 2, 24
 STORE, RUN = "results/six/latents.zarr", "results/six/runs/lm-s3"
 
@@ -68,7 +69,7 @@ def configure(folder: Path, **sections: dict[str, Any]) -> None:
 
 def rules_in(output: str) -> set[str]:
     """The rules that Snakemake ran, or would have run."""
-    return set(re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):", output, re.M)) & RULES
+    return set(re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):", output, re.M)) & (RULES | STUDY)
 
 
 @dataclass(frozen=True)
@@ -228,11 +229,26 @@ def test_the_default_configuration_draws_phantoms_and_uses_every_rule(tmp_path: 
     assert rules_in(output) == RULES
 
 
+@pytest.mark.parametrize("named", ["width", "mine.yaml"])
+def test_studies_that_the_configuration_names_are_run_on_every_store(
+    named: str, tmp_path: Path
+) -> None:
+    write_busi(tmp_path / "raw")
+    (tmp_path / "mine.yaml").write_text("{vary: {width: [16, 32]}, baseline: {width: 16}}")
+    configure(tmp_path)
+    config = json.loads((tmp_path / "config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(json.dumps(config | {"studies": [named]}))
+    code, output = outcome(snakemake(tmp_path, "study", "--dry-run", *ours(tmp_path)))
+    assert code == 0, output
+    assert rules_in(output) == {"ingest", "encode_store"} | STUDY
+    assert f"results/six/studies/{Path(named).stem}.json" in output
+
+
 def test_the_slurm_profile_speaks_of_rules_that_exist() -> None:
     profile = (ROOT / "config/profiles/slurm/config.yaml").read_text()
     named = re.findall(r"^  (\w+):$", profile.partition("set-resources:")[2], re.M)
     assert named
-    assert set(named) <= RULES
+    assert set(named) <= RULES | STUDY
 
 
 def test_snakemake_finds_nothing_to_lint(tmp_path: Path) -> None:
@@ -241,6 +257,10 @@ def test_snakemake_finds_nothing_to_lint(tmp_path: Path) -> None:
 
 
 def test_the_rules_are_formatted() -> None:
-    files = [ROOT / "Snakefile", *(ROOT / "pipeline/rules").glob("*.smk")]
+    files = [
+        ROOT / "Snakefile",
+        ROOT / "lmm/study/Snakefile",
+        *(ROOT / "pipeline/rules").glob("*.smk"),
+    ]
     code, output = outcome(start("snakefmt", "--check", *map(str, files)))
     assert code == 0, output

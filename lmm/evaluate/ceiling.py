@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from lmm.evaluate.cells import Cells, read_cells
-from lmm.evaluate.twins import groups_of
 from lmm.metrics import FLAGS, HD95, KEYS, METRICS, Scores, score, summarise
+from lmm.splits import groups_of
 from pipeline.errors import InputError
 from pipeline.fidelity import decoded_pm1, psnr_db
 from pipeline.pixels import to_pm1

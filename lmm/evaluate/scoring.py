@@ -15,11 +15,11 @@ from lmm.evaluate.ceiling import ceiling_of
 from lmm.evaluate.cells import Cells, read_cells
 from lmm.evaluate.files import Scored, find_scored, mask_png, require_unseen, write_scores
 from lmm.evaluate.native import Originals, file_of
-from lmm.evaluate.twins import groups_of, twins_in_train
+from lmm.evaluate.twins import twins_in_train
 from lmm.metrics import HD95, KEYS, Scores, score, summarise
 from lmm.model import predict_latents
 from lmm.run import Run
-from lmm.splits import FOLD, digests_of_folds
+from lmm.splits import FOLD, digests_of_folds, groups_of
 from lmm.student.file import student_of
 from lmm.student.network import StudentDecoder
 from pipeline.errors import ArtefactError

@@ -1,14 +1,10 @@
 """One self-contained page for one or several runs: scores, images with contours, curves, recipe."""
 
-import base64
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import kornia.filters
 import numpy as np
 import polars as pl
@@ -17,21 +13,27 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lmm.evaluate import find_scored, read_evaluations, read_per_image
-from lmm.evaluate.twins import groups_of
 from lmm.latents import load_latents
 from lmm.metrics import HD95, METRICS, Metric, score, summarise
 from lmm.report.charts import curves, histogram
-from lmm.report.pictures import FULL_PX, caption, image_uri, outline, ranks, side_px
+from lmm.report.html import render
+from lmm.report.pictures import (
+    FULL_PX,
+    caption,
+    image_uri,
+    images_of,
+    outline,
+    ranks,
+    side_px,
+)
 from lmm.report.recipe import commands, facts
-from lmm.report.tables import require_one_hd95, short_name
+from lmm.report.tables import require_one_hd95
 from lmm.run import Run
 from lmm.run.lineage import seen_in_words
-from pipeline.errors import ArtefactError, InputError
+from lmm.splits import groups_of
+from pipeline.errors import ArtefactError
 from pipeline.images import ImageU8, Mask
-from pipeline.samples import original_images
 from pipeline.store import LatentStore, open_store
-
-_ASSETS = Path(__file__).parent / "assets"
 
 
 @dataclass(frozen=True)
@@ -108,32 +110,15 @@ def _bounds(samples: Samples, described: Sequence[Mapping[str, Any]]) -> dict[st
 def _render(
     described: list[dict[str, Any]], bounds: list[dict[str, Any]], images: Mapping[str, str]
 ) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_ASSETS),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["short_name"] = short_name
-    style, script = ((_ASSETS / f"report.{kind}").read_text() for kind in ("css", "js"))
-    return environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         title=described[0]["name"] if len(described) == 1 else f"{len(described)} runs",
         runs=described,
         all_bounds=bounds,
         metrics=METRICS,
         images=images,
         side=FULL_PX,
-        style=style,
-        script=script,
-        style_hash=_csp_hash(style),
-        script_hash=_csp_hash(script),
     )
-
-
-def _csp_hash(text: str) -> str:
-    """What a content security policy calls an inline style or script that may be used."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _numbers(one: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,19 +185,10 @@ def _images(per_image: pl.DataFrame, truths: Mapping[str, Mask]) -> dict[str, di
 def _samples(store: LatentStore, split: str, hd95: HD95) -> Samples:
     latents = load_latents(store, split, views=1)
     truths = dict(sorted(zip(latents.sample_ids, latents.clean_masks.numpy(), strict=True)))
-    images = _images_u8(store, list(truths))
+    images = images_of(store, list(truths))
     groups = groups_of(store.samples, list(truths))
     otsu = None if images is None else _otsu(truths, images, groups, hd95)
     return Samples(store, truths, images, otsu)
-
-
-def _images_u8(store: LatentStore, sample_ids: Sequence[str]) -> dict[str, ImageU8] | None:
-    try:
-        return dict(
-            zip(sample_ids, original_images(store.source(), store.size, sample_ids), strict=True)
-        )
-    except InputError:
-        return None
 
 
 def _otsu(

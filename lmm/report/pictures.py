@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,10 @@ import polars as pl
 from PIL import Image
 
 from lmm.metrics import METRICS
+from pipeline.errors import InputError
 from pipeline.images import ImageU8, Mask
+from pipeline.samples import original_images
+from pipeline.store import LatentStore
 
 FULL_PX = 224  # an image as the LMM of the paper sees it
 BUDGET_PX = 150 * FULL_PX**2  # pixels of all images of a page: about 2 MB of WebP
@@ -36,6 +39,15 @@ def side_px(count: int, size: int) -> int:
     """Side at which `count` images are kept, so that many images make no larger page than few."""
     affordable = int((BUDGET_PX / count) ** 0.5)
     return min(size, FULL_PX, max(SMALLEST_PX, affordable))
+
+
+def images_of(store: LatentStore, sample_ids: Sequence[str]) -> dict[str, ImageU8] | None:
+    """Images by sample id, as ingested, at the store's size; None where they are no longer so."""
+    try:
+        images = list(original_images(store.source(), store.size, sample_ids))
+    except InputError:
+        return None
+    return dict(zip(sample_ids, images, strict=True))
 
 
 def image_uri(image_u8: ImageU8, side: int) -> str:

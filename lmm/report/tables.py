@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,22 +12,13 @@ import numpy as np
 
 from lmm.evaluate import read_evaluations
 from lmm.metrics import FLAGS, HD95, KEYS, METRICS, Metric
+from lmm.report.formats import escape_latex, escape_markdown, latex_table, markdown_table
 from lmm.run import Run
 from lmm.run.lineage import seen_in_words
 from lmm.splits import FOLD
 from pipeline.errors import UsageError
 
 FORMATS = ("csv", "markdown", "latex")
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "×": r"$\times$",
-    **{special: f"\\{special}" for special in "&%$#_{}"},
-}
 
 
 @dataclass(frozen=True)
@@ -148,7 +138,7 @@ def _settings(run: Run, split: str) -> dict[str, str]:
     words = {
         name: str(value) for name, value in asked.items() if name not in alike and value is not None
     }
-    return words | {"views": str(run.description["store"]["receipt"]["views"])}
+    return {"views": str(run.description["store"]["receipt"]["views"])} | words
 
 
 def _row(key: tuple[str, ...], settings: dict[str, str], group: list[dict[str, Any]]) -> Row:
@@ -214,29 +204,17 @@ def _csv(rows: Sequence[Row]) -> str:
 def _markdown(rows: Sequence[Row]) -> str:
     names = _telling(rows)
     headings = ["data set", "tokenizer", *names]
-    lines = [
-        [*headings, *(metric.heading for metric in METRICS)],
-        ["---"] * len(headings) + ["---:"] * len(METRICS),
-        *_cells(rows, names, _escape_markdown, bold="**{}**", plus_minus=" ± "),
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    cells = _cells(rows, names, escape_markdown, bold="**{}**", plus_minus=" ± ")
+    every = [*headings, *(metric.heading for metric in METRICS)]
+    return markdown_table(every, cells, words=len(headings))
 
 
 def _latex(rows: Sequence[Row]) -> str:
     names = _telling(rows)
     headings = ["Data set", "Tokenizer", *(name.replace("_", " ").capitalize() for name in names)]
-    cells = _cells(rows, names, _escape_latex, bold=r"\textbf{{{}}}", plus_minus=r" $\pm$ ")
-    titles = [*headings, *(_escape_latex(metric.heading) for metric in METRICS)]
-    lines = [
-        rf"\begin{{tabular}}{{{'l' * len(headings)}{'r' * len(METRICS)}}}",
-        r"\hline",
-        rf"{' & '.join(titles)} \\",
-        r"\hline",
-        *(rf"{' & '.join(line)} \\" for line in cells),
-        r"\hline",
-        r"\end{tabular}",
-    ]
-    return "\n".join(lines) + "\n"
+    cells = _cells(rows, names, escape_latex, bold=r"\textbf{{{}}}", plus_minus=r" $\pm$ ")
+    titles = [*headings, *(escape_latex(metric.heading) for metric in METRICS)]
+    return latex_table(titles, cells, words=len(headings))
 
 
 def _telling(rows: Sequence[Row]) -> list[str]:
@@ -278,11 +256,3 @@ def _is_best(row: Row, rows: Sequence[Row], metric: Metric) -> bool:
         if (one.images, one.seen) == (row.images, row.seen)
     ]
     return len(rivals) > 1 and round(row.scores[metric.key], 2) == metric.best(rivals)
-
-
-def _escape_markdown(words: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>|#~&])", r"\\\1", " ".join(words.split()))
-
-
-def _escape_latex(words: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in " ".join(words.split()))

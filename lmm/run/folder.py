@@ -188,7 +188,7 @@ def start_run(
                  something else is there
     """
     description = _description(store, settings, model_class)
-    lineage = lineage_of(store.samples, settings.select_on, settings.fold)
+    lineage = lineage_of(store.samples, settings)
     if not (out / "run.json").exists():
         return create_run(out, description, lineage)
     run = open_run(out)

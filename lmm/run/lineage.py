@@ -5,7 +5,8 @@ from pathlib import Path
 
 import polars as pl
 
-from lmm.splits import CONTENT, rows_of_split
+from lmm.settings import TrainSettings
+from lmm.splits import CONTENT, rows_of_split, rows_to_train_on
 from pipeline.errors import ArtefactError
 from pipeline.files import replacing
 
@@ -13,18 +14,17 @@ LINEAGE_FILE = "lineage.parquet"
 _ROLES = {"train": "were trained on", "select": "chose the epoch"}
 
 
-def lineage_of(samples: pl.DataFrame, select_on: str, fold: int | None = None) -> pl.DataFrame:
+def lineage_of(samples: pl.DataFrame, settings: TrainSettings) -> pl.DataFrame:
     """What a run on a store is going to see: image_sha256, mask_sha256, sample_id, role.
 
-    samples    the store's
-    select_on  the split that chooses the epoch
-    fold       what it leaves out of train; None where that is nothing
-    returns    a row for each sample it is trained on (role `train`) or selected on (`select`)
+    samples  the store's
+    returns  a row for each sample it is trained on (role `train`) or selected on (`select`)
     """
-    parts = [
-        samples[rows_of_split(samples, split, fold)].with_columns(role=pl.lit(role))
-        for split, role in ((select_on, "select"), ("train", "train"))
-    ]
+    rows = {
+        "select": rows_of_split(samples, settings.select_on),
+        "train": rows_to_train_on(samples, settings),
+    }
+    parts = [samples[rows].with_columns(role=pl.lit(role)) for role, rows in rows.items()]
     return pl.concat(parts).select(*CONTENT, "sample_id", "role").sort("role", "sample_id")
 
 

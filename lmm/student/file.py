@@ -116,13 +116,16 @@ def load_student(
         return kept_student(store, device, fold) or _new_student(store, teacher, fold, progress)
 
 
-def measure(store: LatentStore, teacher: MaskDecoder, student: MaskStudent) -> dict[str, Any]:
+def measure(
+    store: LatentStore, teacher: MaskDecoder, student: MaskStudent, fold: int | None = None
+) -> dict[str, Any]:
     """How well a student decodes latents that it was not taught on, made as those it was.
 
+    fold     what it is not to see
     returns  parameters; agreement, the mean DSC between its masks and the frozen decoder's
     """
     generator = torch.Generator().manual_seed(1)
-    unseen = synthetic_latents(_true_latents(store, teacher), MEASURED, generator)
+    unseen = synthetic_latents(_true_latents(store, teacher, fold), MEASURED, generator)
     return {
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
         "agreement": StudentDecoder(student, teacher.precision).agreement(

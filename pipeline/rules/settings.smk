@@ -1,8 +1,12 @@
 # What the configuration says of a data set or a run, as files and as words for gms-lmm.
 import os
+from pathlib import Path
 
 # How the scores of images that chose the epoch are marked: those of test, if test is to choose it.
 SEEN = "-seen" if config["train"].get("select_on") == "test" else ""
+
+# Studies by name: that of their grid's file.
+GRIDS = {Path(said).stem: said for said in config["studies"]}
 
 
 def flags(settings, without=()):
@@ -61,6 +65,19 @@ def store_folder(wildcards):
 def run_folder(wildcards):
     """The run of a loss and a seed on a data set."""
     return f"results/{wildcards.dataset}/runs/{wildcards.loss}-s{wildcards.seed}"
+
+
+def grid_file(wildcards):
+    """The grid of a study: one of those in config/studies, or a file of its own."""
+    said = GRIDS[wildcards.study]
+    if said.endswith(".yaml"):
+        return said
+    return str(Path(workflow.basedir) / "config" / "studies" / f"{said}.yaml")
+
+
+def study_folder(wildcards):
+    """The folder of a study on a data set."""
+    return f"results/{wildcards.dataset}/studies/{wildcards.study}"
 
 
 def environment(wildcards):

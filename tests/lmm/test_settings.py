@@ -61,6 +61,8 @@ def test_the_schema_allows_what_the_setting_allows(name: str) -> None:
         allowed["minimum"] = one.minimum
     if one.above is not None:
         allowed["exclusiveMinimum"] = one.above
+    if one.maximum is not None:
+        allowed["maximum"] = one.maximum
     assert {key: value for key, value in said.items() if key != "description"} == allowed
 
 
@@ -73,6 +75,7 @@ def test_the_schema_allows_what_the_setting_allows(name: str) -> None:
         ({"epochs": 0}, "--epochs 0 is too small\nfix: at least 1"),
         ({"lr": 0.0}, "--lr 0.0 is too small\nfix: more than 0"),
         ({"lr": float("nan")}, "--lr nan is too small"),
+        ({"share": 1.5}, "--share 1.5 is too large\nfix: at most 1"),
         ({"memory_gib": 0}, "--memory-gib 0 is too small"),
     ],
 )

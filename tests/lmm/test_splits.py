@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -13,10 +15,11 @@ from cli.main import main
 from lmm.batches import Resident, Streamed, open_batches
 from lmm.decoder import MaskDecoder
 from lmm.latents import load_latents
+from lmm.run import open_run
 from lmm.settings import TrainSettings
-from lmm.splits import digests_of_folds, rows_of_split
+from lmm.splits import digests_of_folds, rows_of_split, rows_to_train_on
 from lmm.student.file import kept_student, load_student, student_file
-from lmm.train import describe
+from lmm.train import describe, train
 from pipeline.errors import UsageError
 from pipeline.store import LatentStore, open_store
 from pipeline.tokenizer import Tokenizer
@@ -66,6 +69,91 @@ def test_folds_are_told_apart_by_what_is_in_them_and_not_by_its_order() -> None:
     moved = SAMPLES.with_columns(fold=pl.Series([1, 1, None, 0, None, 1, None], dtype=pl.Int32))
     assert all(digests_of_folds(moved)[fold] != digest for fold, digest in digests.items())
     assert digests_of_folds(SAMPLES.drop("fold")) == {}
+
+
+GROUPED = pl.DataFrame(
+    {
+        "sample_id": [f"s{i}" for i in range(40)],
+        "image_sha256": [f"{i:x}" for i in range(40)],
+        "mask_sha256": ["m"] * 40,
+        "split": ["train"] * 30 + ["val"] * 5 + ["test"] * 5,
+        "group_id": [f"g{i // 2}" for i in range(40)],  # pairs,
+        "twin_group": [f"t{i}" if i % 7 else "t" for i in range(40)],  # and every seventh tied
+        "fold": pl.Series([i // 2 % 3 for i in range(40)], dtype=pl.Int32),
+    }
+)
+
+
+def trained_on(samples: pl.DataFrame, **settings: Any) -> set[str]:
+    rows = rows_to_train_on(samples, TrainSettings(**settings))
+    assert rows.tolist() == sorted(rows.tolist())
+    return {*samples["sample_id"].gather(rows)}
+
+
+def test_a_smaller_share_of_train_is_part_of_a_larger_one() -> None:
+    shares = [trained_on(GROUPED, share=share) for share in (0.1, 0.2, 0.5, 0.9, 1.0)]
+    assert all(smaller < larger for smaller, larger in pairwise(shares[:-1]))
+    assert [len(one) // 3 for one in shares[:2]] >= [1, 2]
+    assert shares[-1] == trained_on(GROUPED) == {f"s{i}" for i in range(30)}
+
+
+def test_a_share_tears_no_group_and_no_twins_apart() -> None:
+    tied = [{f"s{i}" for i in range(30) if i % 7 == 0 or (i ^ 1) % 7 == 0}]
+    tied += [{f"s{i}", f"s{i + 1}"} for i in range(0, 30, 2)]
+    for seed in range(5):
+        for share in (0.1, 0.3, 0.6):
+            drawn = trained_on(GROUPED, share=share, seed=seed)
+            assert all(one <= drawn or not one & drawn for one in tied)
+
+
+def test_a_share_is_drawn_by_seed_and_content_and_not_by_the_order_of_a_store() -> None:
+    drawn = {frozenset(trained_on(GROUPED, share=0.2, seed=seed)) for seed in range(5)}
+    assert len(drawn) > 1
+    assert trained_on(GROUPED.reverse(), share=0.2) == trained_on(GROUPED, share=0.2)
+
+
+def test_a_share_of_a_fold_s_run_is_a_share_of_what_it_keeps() -> None:
+    kept = trained_on(GROUPED, fold=1)
+    part = trained_on(GROUPED, fold=1, share=0.5)
+    assert part < kept
+    assert len(part) >= len(kept) / 2
+
+
+def test_a_run_of_a_share_is_trained_on_it_and_says_so_in_its_lineage(
+    store_copy: Path, tmp_path: Path
+) -> None:
+    store = open_store(str(store_copy))
+    settings = TrainSettings(
+        loss="lm", epochs=1, batch_size=1, width=16, share=0.5, residency="ram"
+    )
+    drawn = trained_on(store.samples, share=0.5)
+    assert 0 < len(drawn) < store.samples.filter(split="train").height
+    batches = open_batches(store, settings, CPU)
+    assert isinstance(batches, Resident)
+    assert {*batches.latents.sample_ids} == drawn
+    assert describe(store, settings)["samples"] == len(drawn)
+    train(store, tmp_path / "run", settings, device=CPU)
+    lineage = open_run(tmp_path / "run").lineage()
+    assert lineage is not None
+    assert {*lineage.filter(role="train")["sample_id"]} == drawn
+
+
+@pytest.mark.parametrize("residency", ["ram", "stream"])
+def test_a_run_of_fewer_views_reads_the_first_of_the_store(
+    residency: str, small_store: str
+) -> None:
+    store = open_store(small_store)
+    settings = TrainSettings(loss="lm", batch_size=1, views=1, residency=residency)
+    firsts = load_latents(store, "train", views=1).z_mask
+    batches = open_batches(store, settings, CPU)
+    seen = [batch.z_mask[0] for epoch in range(4) for batch in batches.epoch(epoch)]
+    assert all(any(torch.equal(one, first) for first in firsts) for one in seen)
+    assert describe(store, settings)["views"] == 1
+
+
+def test_more_views_than_a_store_has_are_refused(small_store: str) -> None:
+    with pytest.raises(UsageError, match=r"--views 4 of .*, which has 3"):
+        describe(open_store(small_store), TrainSettings(views=4))
 
 
 @pytest.fixture

@@ -10,11 +10,12 @@ from click.testing import CliRunner
 
 from cli.main import main
 from lmm.evaluate import evaluate, write_evaluation
-from lmm.evaluate.twins import groups_of, twins_in_train
+from lmm.evaluate.twins import twins_in_train
 from lmm.metrics import summarise
 from lmm.report import build_report
 from lmm.report.tables import build_rows, format_table
 from lmm.run import Run
+from lmm.splits import groups_of
 from pipeline.store import LatentStore, open_store
 
 CPU = torch.device("cpu")

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from lmm.run.lineage import lineage_of, seen_among, seen_in_words
+from lmm.settings import TrainSettings
 from lmm.splits import images_by_split, images_digest
 
 SAMPLES = pl.DataFrame(
@@ -19,7 +20,9 @@ SAMPLES = pl.DataFrame(
 
 
 def test_trained_on_is_train_and_selected_on_is_the_split_that_chooses() -> None:
-    on_val, on_test = (lineage_of(SAMPLES, split) for split in ("val", "test"))
+    on_val, on_test = (
+        lineage_of(SAMPLES, TrainSettings(select_on=split)) for split in ("val", "test")
+    )
     assert on_val.columns == ["image_sha256", "mask_sha256", "sample_id", "role"]
     assert on_val.rows() == [
         ("ib", "mb", "b", "select"),
@@ -42,7 +45,10 @@ def test_the_digest_of_a_set_is_of_its_content_alone() -> None:
 
 def test_a_renamed_image_with_another_mask_was_seen_all_the_same() -> None:
     others = pl.DataFrame({"sample_id": ["x", "y", "z"], "image_sha256": ["ie", "ib", "new"]})
-    assert seen_among(lineage_of(SAMPLES, "val"), others) == {"train": ["x"], "select": ["y"]}
+    assert seen_among(lineage_of(SAMPLES, TrainSettings()), others) == {
+        "train": ["x"],
+        "select": ["y"],
+    }
 
 
 @pytest.mark.parametrize(

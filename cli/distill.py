@@ -65,7 +65,7 @@ def teach(
     fold  what it is not to see
     """
     from lmm.decoder import MaskDecoder
-    from lmm.student.file import kept_student, new_student, student_file
+    from lmm.student.file import kept_student, load_student, student_file
     from pipeline.tokenizer import load_tokenizer_of
 
     kept = kept_student(store, device, fold)
@@ -76,4 +76,4 @@ def teach(
         return kept, True
     teacher = MaskDecoder(load_tokenizer_of(store.tokenizer, device), precision)
     with progress_bar("distill", "latents and lessons") as progress:
-        return new_student(store, teacher, fold, progress), False
+        return load_student(store, teacher, fold, progress), False

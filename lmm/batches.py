@@ -99,9 +99,10 @@ class Streamed:
         rows = [self.reader.rows(block) for _, block in shards]
         ends = np.cumsum([0, *(of.stop - of.start for of in rows)])
         arrays = self.reader.empty(int(ends[-1]))
-        for (view, block), start, end in zip(shards, ends, ends[1:], strict=False):
-            into = {name: array[start:end] for name, array in arrays.items()}
-            self.reader.read(view, block, into)
+        with self.reader.store.unchanged():
+            for (view, block), start, end in zip(shards, ends, ends[1:], strict=False):
+                into = {name: array[start:end] for name, array in arrays.items()}
+                self.reader.read(view, block, into)
         arrays["row"] = np.concatenate([np.arange(of.start, of.stop) for of in rows])
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 

@@ -12,7 +12,7 @@ from lmm.latents import SplitReader, load_latents
 from lmm.loop import Log, fit
 from lmm.losses import loss_of
 from lmm.model import LatentMappingModel
-from lmm.run import start_run, write_json
+from lmm.run import run_lock, start_run, write_json
 from lmm.settings import TrainSettings
 from lmm.step import Learner, compiled
 from lmm.student.distillation import LATER_LR, Distillation
@@ -44,21 +44,23 @@ def train(
     progress   called with (steps done, steps in all)
     log        called with each line of log.jsonl
     returns    the summary: keys as `gms-lmm train --json` prints them
-    raises     UsageError for settings that do not fit; ArtefactError for an unfinished store, or a
-              run that exists and is another's
+    raises     UsageError for settings that do not fit; ArtefactError for an unfinished store, one
+               that changes while it is read, or a run that exists and is another's, or that
+               another process trains
     """
     require_fit(store, settings)
     store.require_complete()
-    run = start_run(out, store, settings, resume=resume, overwrite=overwrite)
-    if run.finished:
-        return run.summary()
-    batches = open_batches(store, settings, device)
-    selection = load_latents(store, settings.select_on, views=1, device=device)
-    learner = new_learner(store, settings, load_tokenizer_of(store.tokenizer, device))
-    if learner.distillation and "student" not in run.description:
-        run.description["student"] = learner.distillation.origin
-        write_json(run.path / "run.json", run.description)
-    return fit(run, learner, batches, selection, progress=progress, log=log)
+    with run_lock(out):
+        run = start_run(out, store, settings, resume=resume, overwrite=overwrite)
+        if run.finished:
+            return run.summary()
+        batches = open_batches(store, settings, device)
+        selection = load_latents(store, settings.select_on, views=1, device=device)
+        learner = new_learner(store, settings, load_tokenizer_of(store.tokenizer, device))
+        if learner.distillation and "student" not in run.description:
+            run.description["student"] = learner.distillation.origin
+            write_json(run.path / "run.json", run.description)
+        return fit(run, learner, batches, selection, progress=progress, log=log)
 
 
 def new_learner(store: LatentStore, settings: TrainSettings, tokenizer: Tokenizer) -> Learner:

@@ -4,6 +4,7 @@ from lmm.run.folder import (
     Run,
     create_run,
     open_run,
+    run_lock,
     start_run,
     write_json,
 )
@@ -12,6 +13,7 @@ __all__ = [
     "Run",
     "create_run",
     "open_run",
+    "run_lock",
     "start_run",
     "write_json",
 ]

@@ -10,6 +10,8 @@ summary.json       what `train --json` printed, once the run is finished
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,9 +26,10 @@ from lmm.run.lineage import LINEAGE_FILE, lineage_of, read_lineage, write_lineag
 from lmm.settings import TrainSettings
 from lmm.splits import images_by_split
 from pipeline.errors import ArtefactError, UsageError
-from pipeline.files import replace_file
+from pipeline.files import PARTIAL, replace_file
 from pipeline.images import Window
 from pipeline.store import LatentStore
+from pipeline.store.lock import exclusive
 
 RUN_FORMAT_VERSION = 2
 _SOFTWARE = ("gms-lmm", "torch", "diffusers", "zarr")
@@ -134,18 +137,37 @@ def open_run(path: Path) -> Run:
 def create_run(path: Path, description: dict[str, Any], lineage: pl.DataFrame | None = None) -> Run:
     """A new run directory with what it is going to see and its run.json.
 
+    It is made beside its place and put there whole.
+
     lineage  None for one that is not trained here
     raises   UsageError when something else is there
     """
-    # A lineage alone is what a run leaves whose creation was cut short.
-    if path.exists() and any(file.name != LINEAGE_FILE for file in path.iterdir()):
+    there = list(path.iterdir()) if path.exists() else []
+    if any(file.name != LINEAGE_FILE and not file.name.endswith(PARTIAL) for file in there):
         raise UsageError(f"{path} exists and is not a run", "--out a path that does not exist yet")
+    fresh = path.with_name(path.name + PARTIAL)
+    if fresh.exists():  # of a process that was killed
+        shutil.rmtree(fresh)
     if lineage is not None:
-        write_lineage(path, lineage)
+        write_lineage(fresh, lineage)
     software = {name: version(name) for name in _SOFTWARE}
     content = {"format_version": RUN_FORMAT_VERSION, **description, "software": software}
-    write_json(path / "run.json", content)
+    write_json(fresh / "run.json", content)
+    for leftover in there:  # what a run of an earlier version left in its first moment
+        leftover.unlink()
+    fresh.replace(path)
     return Run(path, content)
+
+
+@contextmanager
+def run_lock(path: Path) -> Iterator[None]:
+    """Hold a run, or the place where one is to be, for one training alone.
+
+    raises  ArtefactError naming the process that trains it
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(str(path), ".lock", "train"):
+        yield
 
 
 def start_run(

@@ -19,6 +19,7 @@ from lmm.student.distillation import distil, synthetic_latents
 from lmm.student.network import MaskStudent, StudentDecoder
 from pipeline.errors import ArtefactError
 from pipeline.store import LatentStore
+from pipeline.store.lock import exclusive
 from pipeline.telling import Progress
 
 STUDENT_FILE = "student.safetensors"
@@ -80,11 +81,8 @@ def kept_student(
     return KeptStudent(network, precision, hashlib.sha256(content).hexdigest())
 
 
-def new_student(
-    store: LatentStore,
-    teacher: MaskDecoder,
-    fold: int | None = None,
-    progress: Progress | None = None,
+def _new_student(
+    store: LatentStore, teacher: MaskDecoder, fold: int | None, progress: Progress | None
 ) -> KeptStudent:
     """A student taught now, and kept beside the store.
 
@@ -101,10 +99,21 @@ def new_student(
     return KeptStudent(network, teacher.precision, hashlib.sha256(content).hexdigest())
 
 
-def load_student(store: LatentStore, teacher: MaskDecoder, fold: int | None = None) -> KeptStudent:
-    """The student kept beside a store, or one taught now; raises as `kept_student` does."""
-    kept = kept_student(store, teacher.tokenizer.device, fold)
-    return kept or new_student(store, teacher, fold)
+def load_student(
+    store: LatentStore,
+    teacher: MaskDecoder,
+    fold: int | None = None,
+    progress: Progress | None = None,
+) -> KeptStudent:
+    """The student kept beside a store, or one taught now, for which others wait meanwhile.
+
+    raises  as `kept_student` does
+    """
+    device = teacher.tokenizer.device
+    if kept := kept_student(store, device, fold):
+        return kept
+    with exclusive(store.url, f".{student_file(fold)}.lock", "distill", wait=True):
+        return kept_student(store, device, fold) or _new_student(store, teacher, fold, progress)
 
 
 def measure(store: LatentStore, teacher: MaskDecoder, student: MaskStudent) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pipeline.manifest import Manifest
 from pipeline.samples import decode_sample
 from pipeline.store import LatentStore, open_store, store_exists
 from pipeline.store.create import create_store, extend_store
+from pipeline.store.finish import drop_receipt, write_receipt
 from pipeline.store.lock import (
     Partition,
     WriterLock,
@@ -27,7 +28,6 @@ from pipeline.store.lock import (
     sweep_partitions,
     writer_lock,
 )
-from pipeline.store.receipt import drop_receipt, write_receipt
 from pipeline.store.verify import mend, verify
 from pipeline.telling import Progress
 from pipeline.tokenizer import Tokenizer, require_multiple

@@ -12,6 +12,7 @@ import zarr
 
 from pipeline.errors import UsageError
 from pipeline.files import PARTIAL
+from pipeline.store.finish import drop_receipt
 from pipeline.store.folder import Folder
 from pipeline.store.format import (
     CELL_ARRAYS,
@@ -23,7 +24,6 @@ from pipeline.store.format import (
     packed_bits,
 )
 from pipeline.store.latent_store import LatentStore, open_store
-from pipeline.store.receipt import drop_receipt
 
 # 64 cells are 0.4 MB of latents, large enough to stream, small enough to lose.
 SHARD_SAMPLES = 64

@@ -24,7 +24,7 @@ from zarr.errors import UnknownCodecError, ZarrUserWarning
 
 from pipeline.errors import ArtefactError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 LATENT_ARRAYS = ("image_mean", "image_std", "mask_mean")
 DATA_ARRAYS = (*LATENT_ARRAYS, "mask")
 CELL_ARRAYS = ("checksum", "key")  # what is kept of a cell beside its data

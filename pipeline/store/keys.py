@@ -1,7 +1,8 @@
 """Keys say what a cell was made from, checksums what is in it: both are digests kept with the cell.
 
 A key is known before its cell is encoded, so comparing keys is resume, edits and added views in
-one. A checksum is over key and content, so a cell in another's place does not pass for it.
+one. A checksum is over key and content, so a cell in another's place does not pass for it; it is
+fast enough to be compared whenever a cell is read.
 """
 
 import hashlib
@@ -11,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import xxhash
 
 from pipeline.augment import PARAMETERS
-from pipeline.store.format import CHECKSUM_BYTES, KEY_BYTES
+from pipeline.store.format import KEY_BYTES
 
 # Raised whenever the same inputs would give other stored bytes; it enters every key.
 ENCODER_VERSION = 1
@@ -54,16 +56,25 @@ def cell_keys(
 
 
 def cell_checksums(keys: np.ndarray, cells: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Checksums of some cells: a 64-bit BLAKE2b digest of key and content for each data array.
+    """Checksums of some cells: XXH3-64 of the content, seeded by the key, for each data array.
+
+    The seed is the key's first eight bytes as a little-endian number; the checksum is kept in
+    little-endian order, too.
 
     keys     uint8 [n, 16], what the cells were made from
-    cells    for each data array, in the store's order, its part of the n cells [n, …]
+    cells    for some data arrays, in the store's order, their part of the n cells [n, …]; masks
+             as bool or as the bits that they are packed to, of which the checksum is
     returns  uint8 [n, arrays, 8]
     """
-    checksums = np.empty((len(keys), len(cells), CHECKSUM_BYTES), dtype=np.uint8)
-    for column, values in enumerate(cells.values()):
-        for row, (key, cell) in enumerate(zip(keys, values, strict=True)):
-            digest = hashlib.blake2b(key.data, digest_size=CHECKSUM_BYTES)
-            digest.update(np.ascontiguousarray(cell).data)
-            checksums[row, column] = np.frombuffer(digest.digest(), dtype=np.uint8)
-    return checksums
+    seeds = np.ascontiguousarray(keys[:, :8]).view("<u8")[:, 0].tolist()
+    by_array = [
+        [xxhash.xxh3_64_intdigest(cell, seed) for cell, seed in zip(of, seeds, strict=True)]
+        for of in map(_bytes_of, cells.values())
+    ]
+    digests = np.ascontiguousarray(np.array(by_array, "<u8").T)
+    return digests[..., None].view(np.uint8)
+
+
+def _bytes_of(cells: np.ndarray) -> np.ndarray:
+    """Cells as their checksums see them, in one piece."""
+    return np.ascontiguousarray(np.packbits(cells, axis=-1) if cells.dtype == np.bool_ else cells)

@@ -2,6 +2,8 @@
 
 import io
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,10 @@ from pipeline.store.format import (
     SAMPLES_FILE,
     open_arrays,
 )
-from pipeline.store.keys import cell_keys
+from pipeline.store.keys import cell_checksums, cell_keys
+from pipeline.store.receipt import receipt_head
 from pipeline.store.shards import Shards
+from pipeline.telling import some_of
 
 
 class LatentStore:
@@ -44,6 +48,7 @@ class LatentStore:
                 f"no latent store at {url}", f"gms-lmm encode manifest.parquet {url} --tokenizer …"
             )
         self.folder = Folder(url)
+        self._receipt = self._read_receipt()
         self.group = zarr.open_group(url, mode=mode)  # type: ignore[arg-type]
         self.attributes: dict[str, Any] = dict(self.group.attrs)
         version = self.attributes.get("format_version")
@@ -152,13 +157,51 @@ class LatentStore:
     def read_shard(self, name: str, view: int, block: int, *, bits: bool = False) -> np.ndarray:
         """One shard of one array, not to be written to: [≤ shard_samples, …].
 
-        Its CRC-32C is checked; the checksums of its cells are for `verify`.
+        Its CRC-32C is checked; whether its cells are those that belong there `require_right` says.
 
         bits    whether masks stay packed as they are stored: [≤ shard_samples, H, ⌈W/8⌉] uint8
         raises  ArtefactError naming the chunk when it is missing or fails its checksum: zarr
                 would give the fill value for a missing one
         """
         return self.shards.read(name, view, block, bits=bits)
+
+    def require_right(
+        self, view: int, block: int, inside: np.ndarray, cells: Mapping[str, np.ndarray]
+    ) -> None:
+        """Raise ArtefactError unless cells read from a shard are what was encoded for their place.
+
+        Their checksum is over the key that they ought to have, so that what lies in another's place
+        is found, as is what was encoded for another view plan, image or tokenizer.
+
+        inside  places of the n cells in the shard
+        cells   of some data arrays: these cells [n, …], masks as bool or bits
+        """
+        rows = self.rows_of(block).start + inside
+        found = cell_checksums(self.wanted_keys[view, rows], cells)
+        columns = [self.data_arrays.index(name) for name in cells]
+        wrong = (found != self.read_shard("checksum", view, block)[inside][:, columns]).any(axis=2)
+        for name, of in zip(cells, wrong.T, strict=True):
+            if of.any():
+                ids = self.samples["sample_id"].gather(rows[of])
+                raise ArtefactError(
+                    f"{self.url}: {self.chunk_path(name, view, block)} holds something else than "
+                    f"was encoded for {some_of(ids)}",
+                    self.shards.mend,
+                )
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """What is read inside is of the store as it was when it was opened.
+
+        raises  ArtefactError when the receipt is another by the end: whoever changes a store takes
+                its receipt away first, and puts one back that tells what the store holds by then
+        """
+        try:
+            yield
+        except ArtefactError:  # most likely for that reason
+            self._require_same_receipt()
+            raise
+        self._require_same_receipt()
 
     # --- whether they are what is asked for
 
@@ -197,20 +240,41 @@ class LatentStore:
         return np.asarray(matching & self.live)
 
     def receipt(self) -> dict[str, Any] | None:
-        """The receipt of a finished store, or None while it is being built."""
+        """The receipt as it was when the store was opened; None of one that was being built."""
+        if self._receipt is None:
+            return None
         try:
-            return dict(json.loads(self.folder.read(RECEIPT_FILE)))
+            return dict(json.loads(self._receipt))
+        except ValueError:  # a receipt of nothing
+            return {}
+
+    def require_complete(self) -> None:
+        """Raise ArtefactError unless the store has its receipt, and it is of what is asked for.
+
+        With it every cell was there and right; each that is read meets `require_right` once more.
+        """
+        receipt, head = self.receipt(), receipt_head(self.attributes, self.samples)
+        if receipt is not None and {key: receipt.get(key) for key in head} == head:
+            return
+        missing = int((~self.present()[:, self.live]).sum())
+        what = "" if missing else ", only the receipt" + (" is of another state" if receipt else "")
+        raise ArtefactError(
+            f"{self.url} is not finished: {missing} of {self.views * int(self.live.sum())} "
+            f"cells are missing{what}",
+            "run the gms-lmm encode command again: it goes on where it stopped",
+        )
+
+    def _read_receipt(self) -> bytes | None:
+        try:
+            return self.folder.read(RECEIPT_FILE)
         except FileNotFoundError:
             return None
 
-    def require_complete(self) -> None:
-        """Raise ArtefactError unless every cell is present and the store has its receipt."""
-        missing = int((~self.present()[:, self.live]).sum())
-        if missing or self.receipt() is None:
+    def _require_same_receipt(self) -> None:
+        if self._read_receipt() != self._receipt:
             raise ArtefactError(
-                f"{self.url} is not finished: {missing} of {self.views * int(self.live.sum())} "
-                f"cells are missing{'' if missing else ', only the receipt'}",
-                "run the gms-lmm encode command again: it goes on where it stopped",
+                f"{self.url} was changed while it was read",
+                "run the same command again once nothing writes to the store any more",
             )
 
     # --- what is made from it

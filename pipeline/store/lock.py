@@ -58,12 +58,33 @@ class WriterLock:
 
 
 @contextmanager
+def exclusive(url: str, suffix: str, what: str, *, wait: bool = False) -> Iterator[WriterLock]:
+    """Hold the lock `url` + `suffix` for `what`, a word for whoever finds it held.
+
+    wait    until another gives it back, instead of being refused
+    raises  ArtefactError naming owner, age and lock when someone else holds it
+    """
+    url = url.rstrip("/")
+    fs, path = fsspec.core.url_to_fs(url + suffix)
+    lock = _lock_at(fs, path, what)
+    while not lock.take():
+        if wait:
+            time.sleep(_POLL_S)
+        elif (owner := lock.owner()) is not None:  # else released between the two looks
+            raise _HeldError(url, url + suffix, owner)
+    try:
+        yield WriterLock(url + suffix, lock)
+    finally:
+        lock.release()
+
+
+@contextmanager
 def writer_lock(url: str, what: str = "encode") -> Iterator[WriterLock]:
     """Hold a store for one writer alone.
 
     raises  ArtefactError naming owner, age and lock when someone else writes to it
     """
-    with _held(url, ".lock", what) as lock:
+    with exclusive(url, ".lock", what) as lock:
         for path, owner in sweep_partitions(url).items():
             raise _HeldError(url, path, owner)
         yield lock
@@ -78,7 +99,7 @@ def shared_lock(url: str, partition: Partition) -> Iterator[WriterLock]:
     with ExitStack() as held:
         while True:
             try:
-                lock = held.enter_context(_held(url, ".lock", f"partition {partition}"))
+                lock = held.enter_context(exclusive(url, ".lock", f"partition {partition}"))
                 break
             except _HeldError as error:
                 if not str(error.owner.get("what")).startswith("partition "):
@@ -97,7 +118,7 @@ def partition_lock(url: str, partition: Partition) -> Iterator[WriterLock]:
         if not other.endswith(f"-of-{partition.count}.lock"):
             raise _HeldError(url, other, owner)
     suffix = f".{partition.number}-of-{partition.count}.lock"
-    with _held(url, suffix, f"partition {partition}") as lock:
+    with exclusive(url, suffix, f"partition {partition}") as lock:
         yield lock
 
 
@@ -147,20 +168,6 @@ class _Lock(Protocol):
     def release(self) -> None: ...
 
 
-@contextmanager
-def _held(url: str, suffix: str, what: str) -> Iterator[WriterLock]:
-    url = url.rstrip("/")
-    fs, path = fsspec.core.url_to_fs(url + suffix)
-    lock = _lock_at(fs, path, what)
-    while not lock.take():
-        if (owner := lock.owner()) is not None:  # else released between the two looks
-            raise _HeldError(url, url + suffix, owner)
-    try:
-        yield WriterLock(url + suffix, lock)
-    finally:
-        lock.release()
-
-
 def _lock_at(fs: Any, path: str, what: str, wait_s: float = _POLL_S) -> _Lock:
     owner = {"what": what, "pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
     return (
@@ -203,7 +210,7 @@ class _FileLock:
                 raise
             raise ArtefactError(
                 f"the file system of {self._path} has no locks: {error.strerror}",
-                "put the store on a local disk or an object store",
+                "put it on a local disk or an object store",
             ) from error
         return True
 

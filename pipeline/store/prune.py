@@ -11,9 +11,9 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.errors import UsageError
 from pipeline.manifest import Manifest
 from pipeline.store.create import create_store
+from pipeline.store.finish import write_receipt
 from pipeline.store.latent_store import LatentStore, open_store
 from pipeline.store.lock import writer_lock
-from pipeline.store.receipt import write_receipt
 from pipeline.telling import Progress
 
 

@@ -62,7 +62,7 @@ class Shards:
         cells = self._read(name, view, block, decode_bits if bits else decode_chunk)
         if cells is None:
             what = f"{self.folder.url}: chunk {self.path(name, view, block)} is missing"
-            raise ArtefactError(what, self._mend)
+            raise ArtefactError(what, self.mend)
         return cells
 
     def read_digests(self, name: str) -> np.ndarray:
@@ -140,9 +140,10 @@ class Shards:
             return decode(content, self.arrays[name])[: rows.stop - rows.start]
         except Exception as error:  # each codec raises a type of its own on damaged bytes
             what = f"{self.folder.url}: chunk {chunk} is damaged: {error}"
-            raise ArtefactError(what, self._mend) from error
+            raise ArtefactError(what, self.mend) from error
 
     @property
-    def _mend(self) -> str:
+    def mend(self) -> str:
+        """What to do about a shard that is not as it should be."""
         url = self.folder.url
         return f"gms-lmm verify {url} names all that is damaged, encode --repair mends it"

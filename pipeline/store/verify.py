@@ -13,10 +13,11 @@ import numpy as np
 from pipeline.ahead import map_ahead
 from pipeline.errors import ArtefactError
 from pipeline.files import PARTIAL
+from pipeline.store.finish import array_digests, drop_receipt
 from pipeline.store.format import GROUP_FILE, KEY_BYTES, RECEIPT_FILE, SAMPLES_FILE
 from pipeline.store.keys import cell_checksums
 from pipeline.store.latent_store import LatentStore
-from pipeline.store.receipt import array_digests, drop_receipt, receipt_head
+from pipeline.store.receipt import receipt_head
 from pipeline.telling import Progress
 
 _AHEAD = 8  # shards in memory, about 10 MB each
@@ -147,7 +148,7 @@ def _receipt_faults(store: LatentStore, keys: np.ndarray, faults: list[Fault]) -
         if not absent.any() and not faults:
             yield Fault("unfinished", "every cell is encoded, but there is no receipt")
         return
-    head = receipt_head(store)
+    head = receipt_head(store.attributes, store.samples)
     if {key: receipt.get(key) for key in head} != head:
         yield Fault("other receipt", "receipt.json is that of another store", file=RECEIPT_FILE)
     # Where faults were found, the digests are known to differ.

@@ -151,6 +151,23 @@ def test_a_damaged_chunk_is_an_error_that_names_it_in_the_midst_of_streaming(
         list(epochs)
 
 
+def test_a_store_encoded_anew_under_a_stream_ends_it_before_a_wrong_batch(
+    store: LatentStore, kl_folder: Path, tmp_path: Path
+) -> None:
+    """View 0 would still be right in the new store, and every chunk is whole at every moment."""
+    copy = str(shutil.copytree(store.root, tmp_path / "copy.zarr"))
+    settings = replace(SETTINGS, residency="stream", batch_size=1, memory_gib=1e-9)
+    streamed = open_batches(open_store(copy), settings, CPU)
+    epochs = chain.from_iterable(map(streamed.epoch, range(1, 30)))
+    received = [next(epochs)]
+    manifest = open_store(copy).source()
+    encode(manifest, copy, load_tokenizer(str(kl_folder)), views=3, size=small.SIZE_PX, seed=1)
+    with pytest.raises(ArtefactError, match="was changed while it was read"):
+        received += epochs
+    # What was read ahead is right; `seen` knows the cells of the store as it was alone.
+    assert len(seen(iter(received), store)) <= 4
+
+
 def test_gms_noise_comes_on_about_half_of_the_batches(store: LatentStore) -> None:
     def epoch_of(posterior: str, epoch: int) -> Iterator[Batch]:
         settings = replace(SETTINGS, posterior=posterior, batch_size=1)

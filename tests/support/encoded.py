@@ -9,7 +9,7 @@ import small
 from pipeline.encode import EncodeReport, encode
 from pipeline.manifest import Manifest
 from pipeline.store import open_store
-from pipeline.store.receipt import array_digests
+from pipeline.store.finish import array_digests
 from pipeline.tokenizer import Tokenizer
 
 

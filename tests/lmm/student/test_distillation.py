@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
@@ -10,6 +13,7 @@ import safetensors.torch
 import torch
 from click.testing import CliRunner
 
+import lmm.student.file
 from cli.main import main
 from lmm.decoder import MaskDecoder
 from lmm.student.distillation import LATER_LR, Distillation, distil, synthetic_latents
@@ -145,12 +149,35 @@ def test_a_kept_student_is_used_and_nothing_is_decoded_again(
     )
 
 
+def test_of_two_that_need_a_student_at_once_one_teaches_and_both_use_it(
+    store_copy: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught: list[int] = []
+    distil = lmm.student.file.distil
+
+    def count(*arguments: Any) -> Distillation:
+        taught.append(1)
+        time.sleep(0.3)  # in which the other sees that there is none yet
+        return distil(*arguments)
+
+    monkeypatch.setattr(lmm.student.file, "distil", count)
+    stores = [open_store(str(store_copy)) for _ in range(2)]
+    with ThreadPoolExecutor() as threads:
+        both = list(threads.map(lambda s: load_student(s, MaskDecoder(tokenizer)).digest, stores))
+    assert taught == [1]
+    assert both[0] == both[1]
+    assert sorted(p.name for p in store_copy.parent.glob("copy*")) == [
+        "copy.zarr",
+        f"copy.zarr.{STUDENT_FILE}",
+    ]
+
+
 def test_a_student_of_another_state_of_the_store_is_made_anew(
     store_copy: Path, teacher: MaskDecoder
 ) -> None:
     load_student(open_store(str(store_copy)), teacher)
     receipt = store_copy / "receipt.json"
-    receipt.write_text(receipt.read_text().replace('"samples_digest": "', '"samples_digest": "0'))
+    receipt.write_text(receipt.read_text().replace('"image_mean": "', '"image_mean": "0'))
     assert kept_student(open_store(str(store_copy)), CPU) is None
 
 

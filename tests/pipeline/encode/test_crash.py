@@ -91,7 +91,7 @@ class Killed(BaseException):
         "pipeline.encode.job.CellEncoder.__call__",
         "pipeline.store.shards.cell_checksums",
         "pipeline.encode.job.write_receipt",
-        "pipeline.store.receipt.array_digests",
+        "pipeline.store.finish.array_digests",
     ],
 )
 def test_stopped_between_any_two_steps_it_goes_on(

@@ -18,8 +18,8 @@ from pipeline.encode import encode
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import open_store, store_exists
 from pipeline.store.create import create_store
+from pipeline.store.finish import array_digests
 from pipeline.store.keys import cell_keys
-from pipeline.store.receipt import array_digests
 from pipeline.tokenizer import load_tokenizer
 
 ATTRIBUTES: dict[str, Any] = {
@@ -97,7 +97,7 @@ def test_plain_polars_reads_the_rows_in_array_order(small_store: str) -> None:
 
 def test_attributes_say_how_the_store_was_made(small_store: str) -> None:
     attributes = json.loads(Path(small_store, "zarr.json").read_text())["attributes"]
-    assert attributes["format_version"] == 3
+    assert attributes["format_version"] == 4
     assert attributes["tokenizer"]["scaling_factor"] == 0.18215
     assert re.fullmatch("[0-9a-f]{64}", attributes["tokenizer"]["digest"])
     assert attributes["preprocessing"]["size"] == small.SIZE_PX
@@ -259,17 +259,32 @@ def test_foreign_reader_of_an_absent_cell_gets_nan(tmp_path: Path) -> None:
     assert not group["key"][:].any()
 
 
-@pytest.mark.parametrize("receipt", [True, False], ids=["a key gone", "receipt gone"])
-def test_unfinished_store_is_refused_to_readers(store_copy: Path, receipt: bool) -> None:
-    if receipt:
-        chunk_files(store_copy, "key")[1].unlink()
-    else:
-        (store_copy / "receipt.json").unlink()
+def test_unfinished_store_is_refused_to_readers(store_copy: Path) -> None:
+    chunk_files(store_copy, "key")[1].unlink()
+    (store_copy / "receipt.json").unlink()
     store = open_store(str(store_copy))
-    assert store.present().sum() == (12 if receipt else 18)
-    expected = "6 of 18 cells are missing" if receipt else "only the receipt"
-    with pytest.raises(ArtefactError, match=expected):
+    assert store.present().sum() == 12
+    with pytest.raises(ArtefactError, match="6 of 18 cells are missing"):
         store.require_complete()
+
+
+@pytest.mark.parametrize(
+    ("receipt", "expected"),
+    [
+        (None, "only the receipt\n"),
+        (b"no JSON", "only the receipt\n"),
+        (b'{"format_version": 4, "views": 3}', "only the receipt is of another state"),
+    ],
+)
+def test_without_its_own_receipt_a_store_is_refused_to_readers(
+    store_copy: Path, receipt: bytes | None, expected: str
+) -> None:
+    if receipt is None:
+        (store_copy / "receipt.json").unlink()
+    else:
+        (store_copy / "receipt.json").write_bytes(receipt)
+    with pytest.raises(ArtefactError, match=f"0 of 18 cells are missing, {expected}"):
+        open_store(str(store_copy)).require_complete()
 
 
 # --- what is a store
@@ -287,7 +302,7 @@ def test_nothing_and_other_things_are_no_store(tmp_path: Path) -> None:
 
 def test_store_of_another_format_is_refused_by_number(store_copy: Path) -> None:
     zarr.open_group(str(store_copy), mode="r+").attrs["format_version"] = 99
-    with pytest.raises(ArtefactError, match="store format 99, this version reads format 3"):
+    with pytest.raises(ArtefactError, match="store format 99, this version reads format 4"):
         open_store(str(store_copy))
 
 

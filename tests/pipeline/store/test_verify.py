@@ -11,6 +11,7 @@ import pytest
 import small
 import zarr
 
+from lmm.latents import load_latents
 from pipeline.encode import encode
 from pipeline.encode.reencode import reencode
 from pipeline.errors import ArtefactError
@@ -248,9 +249,9 @@ def test_what_a_killed_writer_left_is_no_fault_and_goes_when_the_store_is_finish
 
 
 def test_damaged_chunk_is_never_read_as_data(store: Path) -> None:
-    flip_bit(chunk(store, "key", 0, 0))
-    with pytest.raises(ArtefactError, match="chunk key/c/0/0/0 is damaged"):
-        open_store(str(store)).require_complete()
+    flip_bit(chunk(store, "checksum", 0, 0))
+    with pytest.raises(ArtefactError, match="chunk checksum/c/0/0/0/0 is damaged"):
+        load_latents(open_store(str(store)), "train")
 
 
 # --- encoded once more

@@ -110,21 +110,26 @@ def _own_manifest(folder: str, snapshot: str, kept: str | None) -> str:
 
 def read_cells(store: str) -> tuple[dict[str, list[dict[str, str]]], dict[str, str]]:
     """Every live cell of a store by sample and view, and each sample's split."""
-    samples = pl.read_parquet(Path(store) / "samples.parquet")
+    samples = pl.read_parquet(Path(store) / "samples.parquet").with_row_index("row")
+    live = samples.filter(pl.col("split").is_not_null())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Numcodecs codecs are not in")
         group = zarr.open_group(store, mode="r")
-        names = ("image_mean", "image_std", "mask_mean", "mask")
-        arrays = {name: np.asarray(group[name][:]) for name in names}
-    arrays["mask"] = np.packbits(arrays["mask"], axis=-1)
-    live = samples.with_row_index("row").filter(pl.col("split").is_not_null())
-    cells = {
-        str(name): [
-            {array: digest_of(cells[view, row].tobytes()) for array, cells in arrays.items()}
-            for view in range(int(group.attrs["views"]))
-        ]
-        for row, name in live.select("row", "sample_id").iter_rows()
-    }
+        arrays = {name: group[name] for name in ("image_mean", "image_std", "mask_mean", "mask")}
+    length = arrays["mask"].chunks[1]
+    cells: dict[str, list[dict[str, str]]] = {name: [] for name in live["sample_id"]}
+    for view in range(int(group.attrs["views"])):
+        for _, block in live.group_by(pl.col("row") // length, maintain_order=True):
+            start = block["row"][0] // length * length  # chunks of none that is live may be gone
+            read = {
+                name: np.asarray(of[view, start : start + length]) for name, of in arrays.items()
+            }
+            read["mask"] = np.packbits(read["mask"], axis=-1)
+            for row, name in block.select("row", "sample_id").iter_rows():
+                digests = {
+                    array: digest_of(of[row - start].tobytes()) for array, of in read.items()
+                }
+                cells[name].append(digests)
     return cells, dict(live.select("sample_id", "split").iter_rows())
 
 
@@ -178,7 +183,9 @@ def store_faults(store: Path, reference: Reference) -> tuple[int, list[str]]:
 def run_faults(runs: Path) -> list[str]:
     """What no run folder may look like, whatever happened to its training."""
     found = []
-    for run in sorted(path for path in runs.glob("*") if not path.name.endswith(".partial")):
+    for run in sorted(path for path in runs.glob("*") if path.is_dir()):
+        if run.name.endswith(".partial"):
+            continue
         if not (run / "run.json").exists():
             files = ", ".join(sorted(path.name for path in run.iterdir()))
             found.append(f"{run.name} has no run.json, only {files or 'nothing'}")

@@ -30,6 +30,7 @@ class World:
         self.views, self.seed = self.rng.randint(1, 3), 0
         self.division: tuple[str, ...] = ("--seed", "0")
         self.stale = False  # whether images have changed since they were ingested
+        self.damaged = False  # whether files of the store were tampered with since it was mended
         self.new_names = 0
         self.snapshots: list[Path] = []
         self.copies: list[Path] = []
@@ -87,8 +88,15 @@ class World:
         return words
 
     def run(self, args: list[str], moment: Moment | None = None, how: str = "") -> int | None:
-        """A command from begin to end."""
-        return self.end(self.start(args, moment), how)
+        """A command from begin to end; a writer whom nothing stands in the way has to succeed."""
+        child = self.start(args, moment)
+        code = self.end(child, how)
+        if args[0] == "encode" and "--repair" in args and code == 0:
+            self.damaged = False
+        free = not (moment or self.held or self.damaged or self.stale)
+        if free and args[0] in ("encode", "prune") and code and "cut short" not in child.error:
+            self.fail(f"refused: {self.steps[-1]}: {child.error}", "refusals")
+        return code
 
     def fail(self, what: str, kind: str) -> None:
         self.failures.append(what)

@@ -20,6 +20,7 @@ COMMANDS = [
     "verify",
     "diff",
     "prune",
+    "copy",
     "ceiling",
     "distill",
     "train",

@@ -37,9 +37,11 @@ def create_store(
     attributes: Mapping[str, Any],
     samples: pl.DataFrame,
     latent_shape: tuple[int, int, int],
+    codec: str = "none",
 ) -> LatentStore:
     """Lay out an empty store: every array, its dimension names and units, and no data.
 
+    codec   of the latents; without one they are read fastest, see README.md
     raises  UsageError when something else is at the URL
     """
     fs, root = fsspec.core.url_to_fs(url)
@@ -53,7 +55,7 @@ def create_store(
         not attributes["tokenizer"]["deterministic"],
     )
     with packed_bits():
-        for layout in array_layouts(latent_shape, size, posterior=posterior):
+        for layout in array_layouts(latent_shape, size, posterior=posterior, codec=codec):
             layout.create(group, attributes["views"], len(samples), _shard_samples(len(samples)))
     _write_samples(Folder(url), samples)
     # Last, and as a whole: format_version is what makes the folder a store.

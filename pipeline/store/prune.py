@@ -10,9 +10,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UsageError
 from pipeline.manifest import Manifest
-from pipeline.store.create import create_store
-from pipeline.store.finish import write_receipt
-from pipeline.store.latent_store import LatentStore, open_store
+from pipeline.store.copy import copy_rows
+from pipeline.store.latent_store import open_store
 from pipeline.store.lock import writer_lock
 from pipeline.telling import Progress
 
@@ -56,7 +55,7 @@ def prune(url: str, manifest: Manifest | None = None, progress: Progress | None 
         if not keep.all() or views > store.views:
             place, fresh, old = _places(url)
             _remove(fresh)
-            _copy(store, np.flatnonzero(keep), str(fresh), progress)
+            copy_rows(store, np.flatnonzero(keep), str(fresh), progress=progress)
             lock.require_held()
             place.rename(old)
             _finish_swap(url)
@@ -86,42 +85,3 @@ def _finish_swap(url: str) -> None:
 def _remove(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-
-
-def _copy(
-    store: LatentStore,
-    rows: np.ndarray,
-    url: str,
-    progress: Progress | None,
-) -> None:
-    """The cells of some rows, closed up, as a store of its own; its receipt if it is complete."""
-    named = {k: v for k, v in store.attributes.items() if k not in ("format_version", "software")}
-    samples = store.samples[rows.tolist()]
-    copy = create_store(url, named, samples, store.latent_shape)
-    # The versions that encoded the cells, not those that move them.
-    copy.group.attrs["software"] = store.attributes["software"]
-    stored = store.stored_keys()
-    total = copy.blocks() * store.views
-    for step, (block, view) in enumerate(np.ndindex(copy.blocks(), store.views)):
-        target = copy.rows_of(block)
-        wanted = rows[target]
-        if stored[view, wanted].any():
-            for name in store.arrays:
-                copy.array(name)[view, target] = _gather(store, name, view, wanted)
-        if progress:
-            progress(step + 1, total)
-    copy = open_store(url)
-    if copy.present()[:, copy.live].all():
-        write_receipt(copy)
-
-
-def _gather(store: LatentStore, name: str, view: int, rows: np.ndarray) -> np.ndarray:
-    """Cells of one array by row; those of shards that were never written are absent in the copy."""
-    array = store.array(name)
-    cells = np.full((len(rows), *array.shape[2:]), array.fill_value, array.dtype)
-    for block in np.unique(rows // store.shard_samples).tolist():
-        here = rows // store.shard_samples == block
-        if store.chunk_path("key", view, block) in store.files:
-            inside = rows[here] - store.rows_of(block).start
-            cells[here] = store.read_shard(name, view, block)[inside]
-    return cells

@@ -102,7 +102,7 @@ def test_killed_prune_leaves_a_whole_store_and_is_finished_by_the_next(
 
     with monkeypatch.context() as patch:
         if step == "_copy":
-            patch.setattr(module, "write_receipt", kill)
+            patch.setattr("pipeline.store.copy.write_receipt", kill)
         elif step == "rename":
             patch.setattr(Path, "rename", kill)
         else:

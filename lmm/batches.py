@@ -92,7 +92,8 @@ class Streamed:
             latents = reader.latents(arrays, pool["row"].numpy())
             mixed = torch.randperm(len(latents), generator=draw.host)
             whole = len(latents) // smallest * smallest
-            for sample in mixed[:whole].split(smallest):
+            for start in range(0, whole, smallest):
+                sample = mixed[start : start + smallest]
                 yield draw.batch(latents, torch.zeros_like(sample), sample)
             left = {name: values[mixed[whole:]] for name, values in pool.items()}
 

@@ -18,7 +18,7 @@ from pipeline.errors import ArtefactError, InputError
 from pipeline.manifest import Manifest
 from pipeline.samples import decode_sample
 from pipeline.store import LatentStore, open_store, store_exists
-from pipeline.store.create import create_store, extend_store
+from pipeline.store.create import create_store, extend_store, has_room
 from pipeline.store.finish import drop_receipt, write_receipt
 from pipeline.store.lock import (
     Partition,
@@ -90,14 +90,16 @@ def encode(
             lock = held.enter_context(writer_lock(url))
             if repair:
                 damaged = open_store(url, "r+")
+                if not has_room(damaged, damaged.views):
+                    damaged = extend_store(damaged, damaged.attributes, damaged.samples)
                 faults = verify(damaged)[1]
                 lock.require_held()
                 mend(damaged, faults)
             store, todo = _begin(*settings)
         else:
             with shared_lock(url, partition):
+                store, todo = _begin(*settings)  # refused where it disturbs another partition
                 lock = held.enter_context(partition_lock(url, partition))
-                store, todo = _begin(*settings)
             share = _share_of(partition, store.views, store.blocks())
             todo &= np.repeat(share, store.shard_samples, axis=1)[:, : todo.shape[1]]
         if todo.any():
@@ -160,7 +162,11 @@ def _prepare(url: str, work: Work, manifest: Manifest, tokenizer: Tokenizer) -> 
         return create_store(url, work.attributes, manifest.frame, shape)
     store = open_store(url, "r+")
     kept = {key: store.attributes.get(key) for key in work.attributes}
-    if work.samples.equals(store.samples) and kept == work.attributes:
+    if (
+        work.samples.equals(store.samples)
+        and kept == work.attributes
+        and has_room(store, store.views)
+    ):
         return store
     if sweep_partitions(url):
         raise ArtefactError(

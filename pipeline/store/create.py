@@ -83,6 +83,12 @@ def extend_store(
     return open_store(store.url, "r+")
 
 
+def has_room(store: LatentStore, views: int) -> bool:
+    """Whether its arrays hold all samples and so many views; not those of a half-finished sync."""
+    shapes = [store.array(name).shape for name in store.arrays]
+    return all(shape[0] >= views and shape[1] >= len(store.samples) for shape in shapes)
+
+
 def _write_samples(folder: Folder, samples: pl.DataFrame) -> None:
     content = io.BytesIO()
     samples.write_parquet(content)

@@ -103,6 +103,12 @@ def test_fewer_samples_than_a_batch_make_one_smaller_batch(store: LatentStore) -
         assert [len(batch.z_image) for batch in some.epoch(1)] == [len(some)]
 
 
+def test_a_group_of_fewer_cells_than_a_batch_makes_no_empty_batch(store: LatentStore) -> None:
+    settings = replace(SETTINGS, residency="stream", batch_size=5, memory_gib=1e-9)
+    sizes = [len(batch.z_image) for batch in open_batches(store, settings, CPU).epoch(1)]
+    assert set(sizes) == {5}
+
+
 def test_a_streamed_shard_comes_in_one_view_an_epoch(store: LatentStore) -> None:
     settings = replace(SETTINGS, residency="stream", batch_size=1, memory_gib=1e-9)
     streamed = open_batches(store, settings, CPU)

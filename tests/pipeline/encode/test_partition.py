@@ -52,6 +52,17 @@ def test_partitions_one_by_one_end_with_the_store_of_one_writer(
     assert open_store(url).receipt() == open_store(whole).receipt()
 
 
+def test_partitions_bring_a_store_that_is_there_to_other_settings(
+    raw: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    url, whole = str(tmp_path / "shared.zarr"), str(tmp_path / "whole.zarr")
+    run(raw, url, tokenizer)
+    done = [run(raw, url, tokenizer, seed=1, views=3, partition=Partition(i, 2)) for i in (1, 2)]
+    assert done[-1][1]
+    run(raw, whole, tokenizer, seed=1, views=3)
+    assert open_store(url).receipt() == open_store(whole).receipt()
+
+
 def test_partitions_at_once_end_with_the_store_of_one_writer(
     raw: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

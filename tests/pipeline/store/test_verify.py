@@ -254,6 +254,26 @@ def test_damaged_chunk_is_never_read_as_data(store: Path) -> None:
         load_latents(open_store(str(store)), "train")
 
 
+def test_arrays_too_small_for_the_samples_are_mended(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a sync leaves them that was cut short: samples of now, an array's shape of before."""
+    monkeypatch.setattr("pipeline.store.create.SHARD_SAMPLES", 2)
+    whole = small.ingest(small.write_busi(tmp_path / "raw"))
+    few = small.without(whole, "malignant (1)", "malignant (2)", "benign (4)")
+    url, settings = tmp_path / "s.zarr", {"views": 2, "size": small.SIZE_PX}
+    encode(few, str(url), tokenizer, **settings)
+    before = {name: (url / name / "zarr.json").read_bytes() for name in ("key", "mask_mean")}
+    encode(whole, str(url), tokenizer, **settings)
+    receipt = open_store(str(url)).receipt()
+    for name, content in before.items():
+        (url / name / "zarr.json").write_bytes(content)
+    for repair in (True, False):
+        assert encode(whole, str(url), tokenizer, **settings, repair=repair).complete
+        assert open_store(str(url)).receipt() == receipt
+        assert verify(open_store(str(url))) == (12, [])
+
+
 # --- encoded once more
 
 

@@ -23,6 +23,7 @@ COMMANDS = [
     "ceiling",
     "distill",
     "train",
+    "baseline",
     "import-checkpoint",
     "evaluate",
     "predict",

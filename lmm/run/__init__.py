@@ -2,6 +2,7 @@
 
 from lmm.run.folder import (
     Run,
+    begin_run,
     create_run,
     open_run,
     start_run,
@@ -10,6 +11,7 @@ from lmm.run.folder import (
 
 __all__ = [
     "Run",
+    "begin_run",
     "create_run",
     "open_run",
     "start_run",

@@ -12,7 +12,6 @@ from cli.options import (
     device_option,
     emit,
     json_option,
-    latents_option,
     progress_bar,
     run_option,
 )
@@ -28,7 +27,12 @@ DEFINITIONS = {
 
 @click.command("evaluate")
 @run_option
-@latents_option
+@click.option("--latents", help="Latent store: a path or any fsspec URL.")
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path),
+    help="Manifest whose images are scored, in place of a store; for a run of gms-lmm baseline.",
+)
 @click.option(
     "--split",
     default="test",
@@ -75,7 +79,8 @@ DEFINITIONS = {
 @json_option
 def command(
     run_path: Path,
-    latents: str,
+    latents: str | None,
+    manifest: Path | None,
     split: str,
     native: bool,
     with_ceiling: bool,
@@ -92,16 +97,19 @@ def command(
     Example:
       gms-lmm evaluate --run runs/busi-lm-s0 --latents busi.zarr --split test
     """
-    from lmm.evaluate import Wanted, evaluate, write_evaluation, write_masks
+    if (latents is None) == (manifest is None):
+        raise click.UsageError("--latents STORE, or of a baseline --manifest MANIFEST: one of them")
+
+    from lmm.evaluate import Wanted, evaluate, open_images, write_evaluation, write_masks
     from lmm.run import open_run
     from pipeline.device import choose_device
-    from pipeline.store import open_store
 
-    run, store = open_run(run_path), open_store(latents)
+    run = open_run(run_path)
+    images = open_images(run, latents, manifest)
     chosen = choose_device(device)
     wanted = Wanted(hd95, native, with_ceiling, with_student)
     with progress_bar("evaluate", "decodes") as progress:
-        evaluation = evaluate(run, store, split, chosen, wanted, progress, allow_seen=allow_seen)
+        evaluation = evaluate(run, images, split, chosen, wanted, progress, allow_seen=allow_seen)
     path = write_evaluation(evaluation, run.path / "evaluate")
     if masks:
         write_masks(evaluation, masks)

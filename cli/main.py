@@ -24,6 +24,7 @@ COMMANDS = [
     "ceiling",
     "distill",
     "train",
+    "baseline",
     "import-checkpoint",
     "evaluate",
     "predict",

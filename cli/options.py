@@ -97,19 +97,19 @@ run_option = click.option(
 )
 
 
-def setting_options(*names: str) -> Callable[[Command], Command]:
-    """Options for settings of a training run, in this order: each as lmm.settings has it."""
+def setting_options(*names: str, of: type = TrainSettings) -> Callable[[Command], Command]:
+    """Options for settings of a training run, in this order: each as its settings have it."""
 
     def decorate(command: Command) -> Command:
         for name in reversed(names):
-            command = _option(name)(command)
+            command = _option(name, of)(command)
         return command
 
     return decorate
 
 
-def _option(name: str) -> Callable[[Command], Command]:
-    default, one = getattr(TrainSettings, name), known_settings()[name]
+def _option(name: str, settings: type) -> Callable[[Command], Command]:
+    default, one = getattr(settings, name), known_settings(settings)[name]
     word = f"--{name.replace('_', '-')}"
     if one.kind is bool:
         return click.option(word, is_flag=True, default=default, help=one.help)

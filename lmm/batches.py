@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,14 +14,16 @@ from pipeline.ahead import map_ahead
 from pipeline.seeds import seed_at
 from pipeline.store import LatentStore
 
+Read = TypeVar("Read", covariant=True)  # what one step reads: of an LMM, a Batch
 
-class Batches(Protocol):
-    """The training samples of a store as an LMM reads them."""
+
+class Batches(Protocol[Read]):
+    """The training samples as a model reads them."""
 
     def __len__(self) -> int:
         """Samples of an epoch."""
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int) -> Iterator[Read]:
         """The batches of one epoch."""
 
 
@@ -40,9 +42,8 @@ class Resident:
         """The batches of one epoch."""
         latents, size = self.latents, self.settings.batch_size
         draw = _Draw(self.settings, epoch, self.device)
-        order = torch.randperm(len(latents), generator=draw.host).to(latents.device)
-        view = torch.randint(latents.views, (len(latents),), generator=draw.host)
-        view = view.to(latents.device)
+        drawn = shuffled(len(latents), latents.views, draw.host)
+        order, view = (places.to(latents.device) for places in drawn)
         for step in range(steps_per_epoch(len(latents), size)):
             rows = slice(step * size, (step + 1) * size)
             yield draw.batch(latents, view[rows], order[rows])
@@ -131,6 +132,14 @@ class _Draw:
         return latents.batch(view, sample, self.posterior, noise, self.device)
 
 
+def shuffled(
+    samples: int, views: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The samples of an epoch in random order, and the view that each comes in: int64 (n,) both."""
+    order = torch.randperm(samples, generator=generator)
+    return order, torch.randint(views, (samples,), generator=generator)
+
+
 def steps_per_epoch(samples: int, batch_size: int) -> int:
     """Whole batches only, as the authors train; one smaller batch when there is no whole one."""
     return max(1, samples // batch_size)
@@ -141,7 +150,9 @@ def views_of(store: LatentStore, settings: TrainSettings) -> int:
     return store.views if settings.views is None else min(settings.views, store.views)
 
 
-def open_batches(store: LatentStore, settings: TrainSettings, device: torch.device) -> Batches:
+def open_batches(
+    store: LatentStore, settings: TrainSettings, device: torch.device
+) -> Batches[Batch]:
     """What a run is trained on, held where `settings.residency` says.
 
     auto is the first of device, ram and stream where the split takes no more than the memory

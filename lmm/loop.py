@@ -3,29 +3,62 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from lmm.batches import Batches, steps_per_epoch
-from lmm.latents import Latents
 from lmm.metrics import Floats, score
-from lmm.model import predict_latents
 from lmm.run import Run, write_json
 from lmm.run.candidates import Candidates
-from lmm.run.checkpoint import named, part_of, read_checkpoint, weights_of, write_checkpoint
+from lmm.run.checkpoint import part_of, read_checkpoint, write_checkpoint
 from lmm.selection import choose, contenders
-from lmm.settings import TrainSettings
-from lmm.step import Learner
+from lmm.settings import LoopSettings
 from lmm.student.file import STUDENT_FILE
 from pipeline.errors import UsageError
 from pipeline.files import replace_file
 from pipeline.telling import Progress
 
 Log = Callable[[dict[str, Any]], None]
+Read = TypeVar("Read")  # what one step reads
+
+
+class Selection(Protocol):
+    """Clean images whose DSC chooses the epoch: `lmm.latents.Latents`, or pixels."""
+
+    @property
+    def sample_ids(self) -> Sequence[str]: ...
+    @property
+    def clean_masks(self) -> torch.Tensor:
+        """Their true masks, (n, H, W) bool."""
+
+
+Clean = TypeVar("Clean", bound=Selection)
+_Read = TypeVar("_Read", contravariant=True)
+_Clean = TypeVar("_Clean", contravariant=True)
+
+
+class Trained(Protocol[_Read, _Clean]):
+    """A model in training, with all that a step changes; see `lmm.step.Learner`."""
+
+    steps: int
+
+    @property
+    def settings(self) -> LoopSettings: ...
+    @property
+    def model(self) -> torch.nn.Module: ...
+    @property
+    def optimiser(self) -> torch.optim.Optimizer: ...
+    @property
+    def decoder_calls(self) -> int: ...
+    def step(self, batch: _Read, /) -> dict[str, torch.Tensor]: ...
+    def masks(self, selection: _Clean, /) -> tuple[torch.Tensor, dict[str, float]]: ...
+    def weights(self) -> dict[str, torch.Tensor]: ...
+    def tensors(self) -> dict[str, torch.Tensor]: ...
+    def load(self, tensors: dict[str, torch.Tensor], /) -> None: ...
 
 
 @dataclass
@@ -45,9 +78,9 @@ class Progressed:
 
 def fit(
     run: Run,
-    learner: Learner,
-    batches: Batches,
-    selection: Latents,
+    learner: Trained[Read, Clean],
+    batches: Batches[Read],
+    selection: Clean,
     *,
     progress: Progress | None = None,
     log: Log | None = None,
@@ -91,7 +124,7 @@ def fit(
     return _finish(run, learner, state)
 
 
-def learning_rate(epoch: int, settings: TrainSettings) -> float:
+def learning_rate(epoch: int, settings: LoopSettings) -> float:
     """Learning rate of epoch 1…epochs: linear warm-up, then a cosine to zero, by epoch.
 
     Warm-up takes 5 epochs as in the GMS authors' code, or a tenth of a run shorter than 50.
@@ -114,11 +147,11 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 
 
 def _train_epoch(
-    learner: Learner, batches: Batches, epoch: int, progress: Progress | None
+    learner: Trained[Read, Clean], batches: Batches[Read], epoch: int, progress: Progress | None
 ) -> dict[str, Any]:
     """Every step of one epoch; the epoch's line of the log."""
     settings = learner.settings
-    started, calls = time.monotonic(), learner.teacher.calls
+    started, calls = time.monotonic(), learner.decoder_calls
     rate = learning_rate(epoch, settings)
     for group in learner.optimiser.param_groups:
         group["lr"] = rate
@@ -144,51 +177,50 @@ def _train_epoch(
         **line,
         "steps_per_s": steps / seconds,
         "data_wait": waited / seconds,
-        "decoder_calls": learner.teacher.calls - calls,
+        "decoder_calls": learner.decoder_calls - calls,
     }
 
 
 def _select(
-    run: Run, learner: Learner, selection: Latents, candidates: Candidates, state: Progressed
+    run: Run,
+    learner: Trained[Read, Clean],
+    selection: Clean,
+    candidates: Candidates,
+    state: Progressed,
 ) -> dict[str, float]:
     """Score the epoch, and put the weights of the choice in their place; its scores for the log."""
     settings = learner.settings
-    calls = learner.teacher.calls
+    calls = learner.decoder_calls
     scores, dsc = validate(learner, selection)
-    state.val_decoder_calls += learner.teacher.calls - calls
+    state.val_decoder_calls += learner.decoder_calls - calls
     state.student_agreement = scores.get("student_agreement")
     candidates.add(state.epoch, dsc)
     state.validations += 1
     epochs, every = candidates.epochs, candidates.dsc
     if state.epoch in contenders(epochs, every, settings):
-        candidates.keep(state.epoch, _chosen_weights(learner))
+        candidates.keep(state.epoch, learner.weights())
     chosen = choose(epochs, every, settings)
     if chosen != state.best_epoch:
         state.best_epoch, state.best_dsc = chosen, every[epochs.index(chosen)].mean().item()
         now = chosen == state.epoch
-        _write_best(run, _chosen_weights(learner) if now else candidates.weights(chosen), state)
+        _write_best(run, learner.weights() if now else candidates.weights(chosen), state)
     return scores
 
 
-def validate(learner: Learner, latents: Latents) -> tuple[dict[str, float], Floats]:
-    """Scores of the decoded predictions on a split's clean images.
+def validate(learner: Trained[Read, Clean], selection: Clean) -> tuple[dict[str, float], Floats]:
+    """Scores of a learner's masks on a split's clean images.
 
-    returns  as the log names them, mean DSC and IoU (fractions) under the frozen decoder and, with
-             a student, the mean DSC between its masks and the frozen decoder's; (n,) DSC
+    returns  as the log names them, mean DSC and IoU (fractions), and what the learner says of its
+             masks beside; (n,) DSC
     """
-    settings = learner.settings
-    z_mask_hat = predict_latents(learner.model, latents, settings.precision)
-    masks = learner.teacher.masks(z_mask_hat)
-    scores = score(masks, latents.clean_masks)
-    line = {f"{settings.select_on}_{name}": float(scores[name].mean()) for name in ("dsc", "iou")}
-    if learner.distillation:
-        agreement = learner.distillation.decoder.agreement(z_mask_hat, masks)
-        if agreement is not None:
-            line["student_agreement"] = agreement
-    return line, scores["dsc"]
+    masks, beside = learner.masks(selection)
+    scores = score(masks, selection.clean_masks)
+    split = learner.settings.select_on
+    line = {f"{split}_{name}": float(scores[name].mean()) for name in ("dsc", "iou")}
+    return line | beside, scores["dsc"]
 
 
-def _restore(run: Run, learner: Learner, candidates: Candidates) -> Progressed:
+def _restore(run: Run, learner: Trained[Read, Clean], candidates: Candidates) -> Progressed:
     """Put learner, validations and log back to the last whole epoch; epoch 0 when there is none."""
     log = run.path / "log.jsonl"
     if not (run.path / "last.safetensors").exists():
@@ -203,14 +235,6 @@ def _restore(run: Run, learner: Learner, candidates: Candidates) -> Progressed:
     lines = log.read_text().splitlines()[: state.epoch]
     replace_file(log, "".join(line + "\n" for line in lines).encode())
     return state
-
-
-def _chosen_weights(learner: Learner) -> dict[str, torch.Tensor]:
-    """What is kept of a chosen epoch: the model's weights, and the student's."""
-    weights = named("model", weights_of(learner.model))
-    if learner.distillation:
-        weights |= named("student", weights_of(learner.distillation.decoder.student))
-    return weights
 
 
 def _write_best(run: Run, weights: dict[str, torch.Tensor], state: Progressed) -> None:
@@ -229,7 +253,7 @@ def _require_finite(line: dict[str, Any], run: Run) -> None:
         )
 
 
-def _finish(run: Run, learner: Learner, state: Progressed) -> dict[str, Any]:
+def _finish(run: Run, learner: Trained[Read, Clean], state: Progressed) -> dict[str, Any]:
     settings = learner.settings
     summary = {
         "run": str(run.path),

@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmm.metrics import Floats
-from lmm.settings import TrainSettings
+from lmm.settings import LoopSettings
 
 WIDTH = 0.05  # of a run's epochs: standard deviation of the Gaussian that smooths val's curve
 REACH = 3  # standard deviations from which on another validation has no weight
 
 
-def choose(epochs: Sequence[int], dsc: Floats, settings: TrainSettings) -> int:
+def choose(epochs: Sequence[int], dsc: Floats, settings: LoopSettings) -> int:
     """The epoch that is kept of those validated so far: the one with the highest smoothed mean.
 
     Val parts are small. From one validation to the next the mean of val rises and falls by what
@@ -35,7 +35,7 @@ def choose(epochs: Sequence[int], dsc: Floats, settings: TrainSettings) -> int:
     return epochs[len(curve) - 1 - int(np.argmax(curve[::-1]))]
 
 
-def contenders(epochs: Sequence[int], dsc: Floats, settings: TrainSettings) -> list[int]:
+def contenders(epochs: Sequence[int], dsc: Floats, settings: LoopSettings) -> list[int]:
     """Epochs so far whose weights have to stay: `choose` may yet take them in place of its choice.
 
     The smoothed mean of an epoch is settled once those within REACH of it are validated. So these
@@ -52,7 +52,7 @@ def contenders(epochs: Sequence[int], dsc: Floats, settings: TrainSettings) -> l
     return [*best, *epochs[settled:]]
 
 
-def _smoothed(epochs: NDArray[np.int64], means: Floats, settings: TrainSettings) -> Floats:
+def _smoothed(epochs: NDArray[np.int64], means: Floats, settings: LoopSettings) -> Floats:
     """Each mean averaged with those around it; (k,) both."""
     away = (epochs[:, None] - epochs) / (WIDTH * settings.epochs)
     weights = np.exp(-0.5 * away**2) * (np.abs(away) < REACH)

@@ -5,7 +5,7 @@ Free of torch, so that a command line can say them without waiting for it.
 
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 from pipeline.errors import UsageError
 
@@ -177,9 +177,26 @@ class TrainSettings:
         return self.has_dice and self.seg_decoder == "student"
 
 
-def known_settings() -> dict[str, Setting]:
-    """Every setting of a training run, by its name."""
-    return {one.name: Setting(kind=_kind(one), **one.metadata) for one in fields(TrainSettings)}
+class LoopSettings(Protocol):
+    """What the loop of training reads of a run's settings; each as `TrainSettings` has it."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def val_every(self) -> int: ...
+    @property
+    def select_on(self) -> str: ...
+    @property
+    def deterministic(self) -> bool: ...
+
+
+def known_settings(settings: type = TrainSettings) -> dict[str, Setting]:
+    """Every setting of a training run, or of another dataclass of such fields, by its name."""
+    return {one.name: Setting(kind=_kind(one), **one.metadata) for one in fields(settings)}
 
 
 def _kind(one: Field[Any]) -> type:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from lmm.decoder import MaskDecoder
-from lmm.latents import Batch
+from lmm.latents import Batch, Latents
 from lmm.losses import Loss, stack_levels
+from lmm.model import predict_latents
 from lmm.run.checkpoint import (
     load_optimiser_state,
     load_weights,
@@ -67,6 +68,31 @@ class Learner:
         torch.autograd.backward(list(parts.values()))
         self.optimiser.step()
         return {part: loss.detach() for part, loss in parts.items()}
+
+    @property
+    def decoder_calls(self) -> int:
+        """How often the frozen decoder has run."""
+        return self.teacher.calls
+
+    def masks(self, selection: Latents) -> tuple[Tensor, dict[str, float]]:
+        """What it predicts of clean images, decoded by the teacher.
+
+        returns  (n, H, W) bool; what a validation logs of them beside their scores: with a student,
+                 the mean DSC between its masks and these
+        """
+        z_mask_hat = predict_latents(self.model, selection, self.settings.precision)
+        masks = self.teacher.masks(z_mask_hat)
+        agreement = None
+        if self.distillation:
+            agreement = self.distillation.decoder.agreement(z_mask_hat, masks)
+        return masks, {} if agreement is None else {"student_agreement": agreement}
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is kept of a chosen epoch, under flat names: the model's weights, the student's."""
+        weights = named("model", weights_of(self.model))
+        if self.distillation:
+            weights |= named("student", weights_of(self.distillation.decoder.student))
+        return weights
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training goes on from, under flat names."""

@@ -84,6 +84,11 @@ class Manifest:
             digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
         return digest.hexdigest()
 
+    @property
+    def mask_values(self) -> str:
+        """How masks are read: `labels`, `binary`, or '#rrggbb' of the foreground."""
+        return self.foreground or ("labels" if self.labels else "binary")
+
     def image_path(self, row: Mapping[str, Any]) -> Path:
         """Where the image of a row of `frame` lies."""
         return self.root / str(row["image"])

@@ -10,15 +10,20 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
+import peers
 import small
 import torch
 
 import lmm.student.file
+from lmm.baseline.pixels import ManifestImages, open_manifest
+from lmm.baseline.settings import NETWORKS, BaselineSettings
+from lmm.baseline.train import train_baseline
 from lmm.run import Run, open_run
 from lmm.settings import TrainSettings
 from lmm.train import train
 from pipeline.archive import build_manifest
 from pipeline.encode import encode
+from pipeline.manifest import write_manifest
 from pipeline.store import open_store
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 
@@ -81,6 +86,23 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, small_store: str) -> Run
     return open_run(path)
 
 
+@pytest.fixture(scope="session")
+def small_manifest(tmp_path_factory: pytest.TempPathFactory, small_store: str) -> ManifestImages:
+    """What the small store was made from, in a file of its own."""
+    path = tmp_path_factory.mktemp("manifest") / "small.parquet"
+    write_manifest(open_store(small_store).source(), path)
+    return open_manifest(path, small.SIZE_PX)
+
+
+@pytest.fixture(scope="session")
+def small_peer(tmp_path_factory: pytest.TempPathFactory, small_manifest: ManifestImages) -> Run:
+    """A baseline trained for four epochs on the small manifest; never written to."""
+    path = tmp_path_factory.mktemp("run") / "peer"
+    settings = BaselineSettings(size=small.SIZE_PX, views=3, epochs=4, batch_size=1, val_every=2)
+    train_baseline(small_manifest, path, settings, device=torch.device("cpu"))
+    return open_run(path)
+
+
 @pytest.fixture
 def store_copy(small_store: str, tmp_path: Path) -> Path:
     """A copy of the small store, to be damaged."""
@@ -93,4 +115,13 @@ def _little_teaching() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lmm.student.file, "FIRST_PAIRS", 32)
         patch.setattr(lmm.student.file, "FIRST_LESSONS", 20)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _little_peers() -> Iterator[None]:
+    """Networks of the suite are small; `peers.PUBLISHED` has them as they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, network in peers.SMALL.items():
+            patch.setitem(NETWORKS, name, network)
         yield

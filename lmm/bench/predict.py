@@ -22,7 +22,7 @@ def bench_predict(
     returns  images_per_s, compute_images_per_s, and efficiency, their ratio; 1 would mean that
              reading, resizing and writing cost nothing
     """
-    batch = batch_size or model.decoder.at_a_time
+    batch = batch_size or model.at_a_time
     shape = (batch, model.size, model.size, 3)
     pixels_u8 = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
@@ -47,6 +47,6 @@ def bench_predict(
         "images": len(images),
         "batch_size": batch,
         "precision": model.precision,
-        "e_precision": model.e_precision,
+        "e_precision": getattr(model, "e_precision", None),
         "device": str(model.device),
     }

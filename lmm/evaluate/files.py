@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
+from lmm.baseline.pixels import Images, open_manifest
 from lmm.run import Run, write_json
 from lmm.run.lineage import seen_among
 from lmm.splits import images_digest, rows_of_split
-from pipeline.errors import ArtefactError
+from pipeline.errors import ArtefactError, UsageError
 from pipeline.files import replacing
-from pipeline.store import LatentStore
+from pipeline.store import open_store
 from pipeline.telling import some_of
 
 FOLDER = "evaluate"  # of a run
@@ -44,8 +46,8 @@ class Scored:
         return {role: len(names) for role, names in self.seen.items()}
 
 
-def find_scored(run: Run, store: LatentStore, split: str) -> Scored:
-    """What a run is scored on in a split of a store, and under which name.
+def find_scored(run: Run, images: Images, split: str) -> Scored:
+    """What a run is scored on in a split of a store or manifest, and under which name.
 
     STORE-SPLIT is the very set of images that was this split when the run was made; any other, and
     all under imported weights, is STORE-DIGEST-SPLIT with the set's own digest: stores of two data
@@ -53,15 +55,15 @@ def find_scored(run: Run, store: LatentStore, split: str) -> Scored:
 
     raises  ArtefactError when the run's lineage cannot be read
     """
-    samples = store.samples[rows_of_split(store.samples, split, run.fold)]
+    samples = images.samples[rows_of_split(images.samples, split, run.fold)]
     digest, lineage = images_digest(samples), run.lineage()
     seen = None if lineage is None else seen_among(lineage, samples)
     other = "" if run.held_out.get(split) == digest else f"-{digest[:8]}"
     mark = "-seen" if seen and any(seen.values()) else ""
-    return Scored(samples, digest, seen, f"{store.name}{other}-{split}{mark}")
+    return Scored(samples, digest, seen, f"{images.name}{other}-{split}{mark}")
 
 
-def require_unseen(run: Run, store: LatentStore, split: str, scored: Scored) -> None:
+def require_unseen(run: Run, images: Images, split: str, scored: Scored) -> None:
     """Raise ArtefactError when a run has seen any of the images that it is to be scored on."""
     if not scored.seen or not any(scored.seen.values()):
         return
@@ -74,9 +76,10 @@ def require_unseen(run: Run, store: LatentStore, split: str, scored: Scored) -> 
         if names
     )
     held_out = [name for name in run.held_out if name not in ("train", settings["select_on"])]
-    own = f"{run.description['store']['url']} held out {', '.join(held_out) or 'no split'}"
+    assert run.data is not None, "what imported weights have seen is not known"
+    own = f"{run.data['url']} held out {', '.join(held_out) or 'no split'}"
     raise ArtefactError(
-        f"{run.path} has seen images of the {split} split of {store.url}, which has "
+        f"{run.path} has seen images of the {split} split of {images.url}, which has "
         f"{scored.samples.height}; {found}",
         f"score it on images that it has not seen (when it was trained, {own}), or --allow-seen "
         "to score it all the same, marked so everywhere",
@@ -104,17 +107,42 @@ def read_evaluations(run: Run, split: str) -> list[dict[str, Any]]:
     files.sort(key=lambda file: (file.stat().st_mtime_ns, file.name))
     last = {one["images_digest"]: one for one in (json.loads(f.read_text()) for f in files)}
     if not last:
-        own = run.description["store"]
-        url = "STORE" if own is None else own["url"]
-        fix = f"gms-lmm evaluate --run {run.path} --latents {url} --split {split}"
+        fix = f"gms-lmm evaluate --run {run.path} {run.data_words} --split {split}"
         raise ArtefactError(f"{run.path} has not been scored on {split}", fix)
     digest = run.held_out.get(split)
     return sorted(last.values(), key=lambda one: (one["images_digest"] != digest, one["dataset"]))
 
 
-def read_per_image(run: Run, store: LatentStore, split: str) -> pl.DataFrame:
-    """The table, one row an image, that `evaluate` left in a run for a split of a store."""
-    return pl.read_parquet(run.path / FOLDER / f"{find_scored(run, store, split).name}.parquet")
+def read_per_image(run: Run, images: Images, split: str) -> pl.DataFrame:
+    """The table, one row an image, that `evaluate` left in a run for a split of these."""
+    return pl.read_parquet(run.path / FOLDER / f"{find_scored(run, images, split).name}.parquet")
+
+
+def open_images(run: Run, store: str | None, manifest: Path | None) -> Images:
+    """The store at a URL, or the images of a manifest at a run's size.
+
+    raises  UsageError for a manifest where the run maps latents; as opening them does
+    """
+    if store is not None:
+        return open_store(store)
+    assert manifest is not None, "one of them is given"
+    if not run.is_baseline or run.data is None:
+        raise UsageError(
+            f"{run.path} maps latents, and {manifest} is a manifest", "--latents STORE"
+        )
+    return open_manifest(manifest, run.data["size"])
+
+
+def where_scored(summary: Mapping[str, Any]) -> str:
+    """URL of the store, or path of the manifest, whose images a summary is of."""
+    return str(summary["store"] or summary["manifest"])
+
+
+def open_scored(summary: Mapping[str, Any]) -> Images:
+    """The store or the manifest whose images a summary is of; raises as opening them does."""
+    if summary["store"]:
+        return open_store(summary["store"])
+    return open_manifest(summary["manifest"], summary["size"])
 
 
 def mask_png(mask: np.ndarray) -> bytes:

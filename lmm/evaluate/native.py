@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lmm.baseline.pixels import Images
 from lmm.decoder import THRESHOLD, at_size
 from lmm.metrics import HD95, Scores, score
 from pipeline.errors import ArtefactError
 from pipeline.images import Mask
 from pipeline.samples import read_truth, require_same_bytes
-from pipeline.store import LatentStore
 
 
 class Originals:
-    """The mask files that a store was made from, and scores against each at its own size.
+    """The mask files of a store or a manifest, and scores against each at its own size.
 
     predictions  the masks that were scored, each as `file_of` makes it
 
@@ -25,14 +25,14 @@ class Originals:
             were ingested
     """
 
-    def __init__(self, store: LatentStore, sample_ids: Sequence[str], hd95: HD95) -> None:
-        self._source = store.source()
+    def __init__(self, images: Images, sample_ids: Sequence[str], hd95: HD95) -> None:
+        self._source = images.source()
         self._hd95 = hd95
         self._scored: list[Scores] = []
         self.predictions: list[bytes] = []
         if not self._source.root.is_dir():
             raise ArtefactError(
-                f"{store.url}: its images were in {self._source.root}, which has gone",
+                f"{images.url}: its images were in {self._source.root}, which has gone",
                 "bring the archive back; or ingest it where it is now and encode into the same "
                 "store, which encodes nothing again",
             )

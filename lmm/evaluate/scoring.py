@@ -10,19 +10,20 @@ import polars as pl
 import torch
 from torch import nn
 
+from lmm.baseline.network import network_of
+from lmm.baseline.pixels import Images, read_pixels
 from lmm.decoder import THRESHOLD
 from lmm.evaluate.ceiling import ceiling_of
-from lmm.evaluate.cells import Cells, read_cells
+from lmm.evaluate.cells import Cells, PixelCells, read_cells
 from lmm.evaluate.files import Scored, find_scored, mask_png, require_unseen, write_scores
 from lmm.evaluate.native import Originals, file_of
+from lmm.evaluate.scorable import require_scorable
 from lmm.evaluate.twins import twins_in_train
 from lmm.metrics import HD95, KEYS, Scores, score, summarise
-from lmm.model import predict_latents
 from lmm.run import Run
 from lmm.splits import FOLD, digests_of_folds, groups_of
 from lmm.student.file import student_of
 from lmm.student.network import StudentDecoder
-from pipeline.errors import ArtefactError
 from pipeline.files import replace_file
 from pipeline.store import LatentStore
 from pipeline.telling import Progress, ticking
@@ -73,11 +74,11 @@ class Evaluation:
 class Predicted:
     """What a model makes of cells, in order of sample_id.
 
-    z_mask_hat  (n, C, h, w) float32, scaled
-    masks       (n, H, W) bool: D's grey maps above 0.5
+    z_mask_hat  (n, C, h, w) float32, scaled; None of a network in pixels
+    masks       (n, H, W) bool: grey maps above 0.5
     """
 
-    z_mask_hat: torch.Tensor
+    z_mask_hat: torch.Tensor | None
     masks: np.ndarray
 
 
@@ -86,7 +87,7 @@ SCORES_ALONE = Wanted()
 
 def evaluate(
     run: Run,
-    store: LatentStore,
+    images: Images,
     split: str,
     device: torch.device,
     wanted: Wanted = SCORES_ALONE,
@@ -96,8 +97,10 @@ def evaluate(
 ) -> Evaluation:
     """Predict, decode with the frozen decoder and score every clean image of a split.
 
-    LMM and decoder run in float32, whatever the run was trained in, so that scores of runs compare.
+    LMM and decoder run in float32, whatever the run was trained in, so that scores of runs compare;
+    so does the network of a baseline, which reads the images themselves.
 
+    images      a store; for a baseline also a manifest at the run's size
     progress    called with (decodes done, decodes in all): one an image, with the ceiling three
     allow_seen  score images that the run was trained or selected on, and say so in name and summary
     raises      ArtefactError when the store was made with another tokenizer than the run was
@@ -105,13 +108,18 @@ def evaluate(
                 is asked for its; as `read_cells` does; with native scores, as
                 `lmm.evaluate.native.Originals` does
     """
-    require_same_latents(run, store)
-    scored = find_scored(run, store, split)
+    require_scorable(run, images, more=wanted.ceiling or wanted.student)
+    scored = find_scored(run, images, split)
     if not allow_seen:
-        require_unseen(run, store, split, scored)
-    cells = read_cells(store, [split], device, run.fold)
+        require_unseen(run, images, split, scored)
+    cells: Cells | PixelCells
+    model: nn.Module
+    if isinstance(images, LatentStore) and not run.is_baseline:
+        cells, model = read_cells(images, [split], device, run.fold), run.model(device)
+    else:
+        cells, model = PixelCells(read_pixels(images, split, run.fold)), network_of(run, device)
     ids = [cells.sample_ids[place] for place in cells.order]
-    originals = Originals(store, ids, wanted.hd95) if wanted.native else None
+    originals = Originals(images, ids, wanted.hd95) if wanted.native else None
     student = student_of(run, device) if wanted.student else None
     tick = ticking(progress, len(cells) * (3 if wanted.ceiling else 1))
 
@@ -120,31 +128,32 @@ def evaluate(
             originals.score(greys)
         tick(len(greys))
 
-    predicted = predict(run.model(device), cells, look)
+    predicted = predict(model, cells, look)
     truths = cells.truths[cells.order]
     scores = score(predicted.masks, truths, hd95=wanted.hd95)
     columns = dict(scores)
-    groups = groups_of(store.samples, ids)
+    groups = groups_of(images.samples, ids)
     summary = {
         "split": split,
         **summarise(scores, groups=groups),
-        **_what_was_scored(store, scored, wanted.hd95),
+        **_what_was_scored(run, images, scored, wanted.hd95),
     }
     if split == FOLD:
-        summary["folds"] = digests_of_folds(store.samples)
+        summary["folds"] = digests_of_folds(images.samples)
     if originals:
         columns |= {f"native_{name}": values for name, values in originals.scores.items()}
         summary["native"] = summarise(originals.scores, groups=groups)
     if student:
         summary["student"] = _of_student(student, predicted, truths, groups, wanted.hd95)
     if wanted.ceiling:
+        assert isinstance(cells, Cells), "require_scorable has asked for it"
         summary["ceiling"] = ceiling_of(cells, split, tick, wanted.hd95).summary
-    twins = twins_in_train(run.lineage(), store.samples, ids)
+    twins = twins_in_train(run.lineage(), images.samples, ids)
     if twins is not None:
         columns["twin_in_train"] = twins
         if twins.any():
             summary["without_twins"] = _of_some(~twins, scores, groups)
-    per_image = _per_image(store, ids, columns, predicted.masks)
+    per_image = _per_image(images, ids, columns, predicted.masks)
     if by_class := _by_class(per_image, list(scores)):
         summary["by_class"] = by_class
     native = originals.predictions if originals else None
@@ -152,16 +161,19 @@ def evaluate(
 
 
 def predict(
-    model: nn.Module, cells: Cells, look: Callable[[torch.Tensor], None] | None = None
+    model: nn.Module,
+    cells: Cells | PixelCells,
+    look: Callable[[torch.Tensor], None] | None = None,
 ) -> Predicted:
     """Predict in float32 and decode with the frozen decoder.
 
-    model  z_image → {"out": Ẑ_M, …}, both (B, C, h, w) and scaled
+    model  z_image → {"out": Ẑ_M, …}, both (B, C, h, w) and scaled; of pixels a network as
+           `lmm.baseline.network.build_network` gives it, which needs no decoder
     look   called with grey maps (≤ n, H, W) in [0, 1], some at a time, in order of sample_id
     """
-    z_mask_hat = torch.cat([predict_latents(model, part) for part in cells.parts])[cells.order]
+    z_mask_hat, maps = cells.predicted(model)
     masks = []
-    for greys in cells.decoder.greys(z_mask_hat, of_one_shape=True):
+    for greys in maps:
         masks.append((greys > THRESHOLD).cpu().numpy())
         if look:
             look(greys)
@@ -183,6 +195,7 @@ def _of_student(
     hd95: HD95,
 ) -> dict[str, Any]:
     """What a student's masks score, and how well they agree with those of the frozen decoder."""
+    assert predicted.z_mask_hat is not None, "a run with a student maps latents"
     masks = student.masks(predicted.z_mask_hat)
     scores = summarise(score(masks, truths, hd95=hd95), groups=groups)
     agreement = student.agreement(predicted.z_mask_hat, torch.from_numpy(predicted.masks))
@@ -190,9 +203,9 @@ def _of_student(
 
 
 def _per_image(
-    store: LatentStore, ids: list[str], columns: dict[str, Any], predictions: np.ndarray
+    images: Images, ids: list[str], columns: dict[str, Any], predictions: np.ndarray
 ) -> pl.DataFrame:
-    named = store.samples.select("sample_id", "dataset", "class")
+    named = images.samples.select("sample_id", "dataset", "class")
     return (
         pl.DataFrame({"sample_id": ids})
         .join(named, on="sample_id", maintain_order="left")
@@ -201,14 +214,16 @@ def _per_image(
     )
 
 
-def _what_was_scored(store: LatentStore, scored: Scored, hd95: HD95) -> dict[str, Any]:
-    """What table and page say of scores beside them, and where the store is."""
+def _what_was_scored(run: Run, images: Images, scored: Scored, hd95: HD95) -> dict[str, Any]:
+    """What table and page say of scores beside them, and where the images are."""
+    store = images if isinstance(images, LatentStore) else None
     return {
-        "store": store.url,
+        "store": store and store.url,
+        **({} if store else {"manifest": images.url}),
         "hd95_definition": hd95,
         "dataset": ", ".join(sorted(scored.samples["dataset"].unique())),
-        "tokenizer": store.tokenizer["name"],
-        "size": store.size,
+        "tokenizer": None if run.is_baseline or not store else store.tokenizer["name"],
+        "size": images.size,
         "images_digest": scored.digest,
         "seen": scored.counts,
     }
@@ -226,30 +241,6 @@ def _by_class(per_image: pl.DataFrame, columns: list[str]) -> dict[str, Any]:
 
 def _means(summary: dict[str, Any]) -> dict[str, Any]:
     return {key: summary[key] for key in ("n", *KEYS)}
-
-
-def require_same_latents(run: Run, store: LatentStore) -> None:
-    """Raise ArtefactError unless the run's model maps latents of the kind the store holds."""
-    fix = "evaluate on a store made with the tokenizer the run was trained on"
-    trained, stored = run.tokenizer, store.tokenizer
-    if trained is not None and trained["digest"] != stored["digest"]:
-        raise ArtefactError(
-            f"{run.path} was trained on latents of {trained['name']!r} ({trained['digest'][:12]}), "
-            f"{store.url} holds those of {stored['name']!r} ({stored['digest'][:12]})",
-            fix,
-        )
-    channels = run.description["model"]["latent_channels"]
-    if channels != store.latent_shape[0]:
-        raise ArtefactError(
-            f"{run.path} maps latents of {channels} channels, "
-            f"{store.url} has {store.latent_shape[0]}",
-            fix,
-        )
-    own = run.description["store"]
-    if own is not None and own["size"] != store.size:
-        raise ArtefactError(
-            f"{run.path} was trained at {own['size']} px, {store.url} is at {store.size} px", fix
-        )
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:

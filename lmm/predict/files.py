@@ -74,7 +74,7 @@ def predict_files(
     pictures = _sound(
         map_ahead(partial(_read, size=model.size, window=model.window), images), skipped
     )
-    batches = _batches(pictures, batch_size or model.decoder.at_a_time)
+    batches = _batches(pictures, batch_size or model.at_a_time)
     maps = _sound(_grey_maps(model, batches, batch_size), skipped)
     n = 0
     for n, _ in enumerate(map_ahead(partial(_write, out=out, grey_folder=grey_folder), maps), 1):

@@ -1,14 +1,17 @@
 """A new image in, its mask at its own size out: tokenizer, LMM and decoder as one."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
+from lmm.baseline.network import grey_maps, network_of
 from lmm.decoder import THRESHOLD, Grey, MaskDecoder, at_size
-from lmm.latents import in_batches
+from lmm.latents import images_at_a_time, in_batches
 from lmm.model import LatentMappingModel
 from lmm.run import Run, open_run
 from pipeline.device import autocast, choose_device
@@ -26,32 +29,23 @@ from pipeline.pixels import to_pm1
 from pipeline.tokenizer import Tokenizer, load_tokenizer, load_tokenizer_of, require_multiple
 
 
-class Predictor:
-    """E, LMM and D as one: an image in, its mask out; what `load` gives.
+class Predictor(ABC):
+    """A model with all that it needs: an image in, its mask out; what `load` gives.
 
-    size          side of the square the tokenizer reads, px
-    precision     arithmetic of LMM and D: fp32 or bf16
-    e_precision   arithmetic of E; that of the store for the masks that `evaluate` scores
-    window        of 16-bit images, as the store's were read; None for their full range
+    size       side of the square that it reads, px
+    precision  arithmetic of the model, and of D: fp32 or bf16
+    window     of 16-bit images, as the run's were read; None for their full range
+    at_a_time  images that `evaluate` takes at a time on its device
     """
 
     def __init__(
-        self,
-        model: LatentMappingModel,
-        tokenizer: Tokenizer,
-        size: int,
-        precision: str,
-        e_precision: str,
-        window: Window | None = None,
+        self, size: int, precision: str, device: torch.device, window: Window | None = None
     ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.decoder = MaskDecoder(tokenizer, precision)
         self.size = size
         self.precision = precision
-        self.e_precision = e_precision
+        self.device = device
         self.window = window
-        self.device = tokenizer.device
+        self.at_a_time = images_at_a_time(device)
 
     def __call__(self, image: str | Path | Image.Image | ImageU8) -> Mask:
         """The mask of one image: its grey map (see `grey`) above 0.5.
@@ -90,7 +84,6 @@ class Predictor:
             raise ValueError(f"the image has shape {image.shape}, expected (H, W) or (H, W, 3)")
         return image
 
-    @torch.inference_mode()
     def grey_maps(self, images_u8: ImageU8, batch_size: int | None = None) -> Grey:
         """Grey maps of images that are already at the model's size.
 
@@ -100,11 +93,42 @@ class Predictor:
         returns     (B, size, size) float32 in [0, 1]
         """
         pixels_u8 = torch.from_numpy(images_u8).to(self.device).permute(0, 3, 1, 2)
-        maps = in_batches(self._grey_maps, pixels_u8, batch_size or self.decoder.at_a_time)
-        grey: Grey = torch.cat(list(maps)).cpu().numpy()
+        maps = torch.cat(list(self._grey_maps(pixels_u8, batch_size or self.at_a_time)))
+        grey: Grey = maps.cpu().numpy()
         return grey
 
-    def _grey_maps(self, pixels_u8: torch.Tensor) -> torch.Tensor:
+    @abstractmethod
+    def _grey_maps(self, pixels_u8: torch.Tensor, count: int) -> Iterator[torch.Tensor]:
+        """(B, 3, size, size) uint8 → (≤ count, size, size) float32 each, in batches of `count`."""
+
+
+class LatentPredictor(Predictor):
+    """E, LMM and D as one.
+
+    precision    arithmetic of LMM and D
+    e_precision  arithmetic of E; that of the store for the masks that `evaluate` scores
+    """
+
+    def __init__(
+        self,
+        model: LatentMappingModel,
+        tokenizer: Tokenizer,
+        size: int,
+        precision: str,
+        e_precision: str,
+        window: Window | None = None,
+    ) -> None:
+        super().__init__(size, precision, tokenizer.device, window)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.decoder = MaskDecoder(tokenizer, precision)
+        self.e_precision = e_precision
+
+    def _grey_maps(self, pixels_u8: torch.Tensor, count: int) -> Iterator[torch.Tensor]:
+        return in_batches(self._greys, pixels_u8, count)
+
+    @torch.inference_mode()
+    def _greys(self, pixels_u8: torch.Tensor) -> torch.Tensor:
         z_image = self.decoder.scaled(self._image_mean(to_pm1(pixels_u8)))
         with autocast(self.device, self.precision):
             z_mask_hat = self.model(z_image)["out"]
@@ -121,6 +145,19 @@ class Predictor:
         return torch.where(finite.view(-1, 1, 1, 1), mean, again)
 
 
+class PixelPredictor(Predictor):
+    """A baseline's network."""
+
+    def __init__(
+        self, network: nn.Module, size: int, precision: str, window: Window | None = None
+    ) -> None:
+        super().__init__(size, precision, next(network.parameters()).device, window)
+        self.network = network
+
+    def _grey_maps(self, pixels_u8: torch.Tensor, count: int) -> Iterator[torch.Tensor]:
+        return grey_maps(self.network, pixels_u8, self.precision, count)
+
+
 def load(
     run: str | Path | Run,
     *,
@@ -129,7 +166,7 @@ def load(
     device: str = "auto",
     precision: str = "auto",
 ) -> Predictor:
-    """A run with its tokenizer, ready for images.
+    """A run with its tokenizer, or of a baseline alone, ready for images.
 
         import lmm.predict
 
@@ -151,10 +188,13 @@ def load(
     _require_said(run, tokenizer, size)
     side = _size_of(run, size)
     chosen = choose_device(device)
+    if run.is_baseline:
+        arithmetic = "fp32" if precision == "auto" else precision
+        return PixelPredictor(network_of(run, chosen), side, arithmetic, run.window)
     loaded = _tokenizer_of(run, tokenizer, chosen)
     require_multiple(side, loaded)
     ours, of_e = ("fp32", run.e_precision) if precision == "auto" else (precision, precision)
-    return Predictor(run.model(chosen), loaded, side, ours, of_e, run.window)
+    return LatentPredictor(run.model(chosen), loaded, side, ours, of_e, run.window)
 
 
 def fault_of(grey: Grey, path: Path) -> ImageError | None:
@@ -168,7 +208,7 @@ def fault_of(grey: Grey, path: Path) -> ImageError | None:
 
 def _size_of(run: Run, size: int | None) -> int:
     """Side of what the model reads, px: the run's own, or the one given for an imported run."""
-    own: dict[str, Any] | None = run.description["store"]
+    own = run.data
     if own is None:
         assert size is not None, "_require_said has asked for it"
         return size
@@ -181,9 +221,13 @@ def _size_of(run: Run, size: int | None) -> int:
 
 def _require_said(run: Run, tokenizer: str | None, size: int | None) -> None:
     unsaid = []
+    if run.is_baseline:
+        if tokenizer is not None:
+            raise UsageError(f"{run.path} is a baseline, which has no tokenizer", "no --tokenizer")
+        return
     if run.tokenizer is None and tokenizer is None:
         unsaid.append("--tokenizer")
-    if run.description["store"] is None and size is None:
+    if run.data is None and size is None:
         unsaid.append("--size")
     if unsaid:
         raise UsageError(

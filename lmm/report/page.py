@@ -12,8 +12,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from lmm.evaluate import find_scored, read_evaluations, read_per_image
-from lmm.latents import load_latents
+from lmm.baseline.pixels import Images, Pixels, read_pixels
+from lmm.evaluate import (
+    find_scored,
+    open_scored,
+    read_evaluations,
+    read_per_image,
+    where_scored,
+)
+from lmm.latents import Latents, load_latents
 from lmm.metrics import HD95, METRICS, Metric, score, summarise
 from lmm.report.charts import curves, histogram
 from lmm.report.html import render
@@ -33,19 +40,20 @@ from lmm.run.lineage import seen_in_words
 from lmm.splits import groups_of
 from pipeline.errors import ArtefactError
 from pipeline.images import ImageU8, Mask
-from pipeline.store import LatentStore, open_store
+from pipeline.store import LatentStore
 
 
 @dataclass(frozen=True)
 class Samples:
-    """A split of a store as the page shows it: what several runs on it have in common.
+    """A split as the page shows it: what several runs scored on it have in common.
 
-    truths     masks as stored, by sample id
+    source     the store that holds it, or the manifest
+    truths     masks at its size, by sample id
     images_u8  images as ingested, by sample id; None where the archive is no longer there
     otsu       summary of what Otsu's threshold scores, None without the images
     """
 
-    store: LatentStore
+    source: Images
     truths: dict[str, Mask]
     images_u8: dict[str, ImageU8] | None
     otsu: dict[str, Any] | None
@@ -61,13 +69,14 @@ def build_report(runs: Sequence[Run], split: str) -> tuple[str, list[dict[str, A
     """
     evaluations = [_shown_first(run, split) for run in runs]
     hd95 = require_one_hd95([one for of_run in evaluations for one in of_run])
-    urls = list(dict.fromkeys(of_run[0]["store"] for of_run in evaluations))
-    samples = {url: _samples(open_store(url), split, hd95) for url in urls}
+    shown = {where_scored(of_run[0]): of_run[0] for of_run in evaluations}
+    samples = {url: _samples(open_scored(one), split, hd95) for url, one in shown.items()}
+    urls = list(samples)
     described = [
         {
             "number": number,
-            "samples_number": urls.index(of_run[0]["store"]),
-            **_describe(run, samples[of_run[0]["store"]], of_run),
+            "samples_number": urls.index(where_scored(of_run[0])),
+            **_describe(run, samples[where_scored(of_run[0])], of_run),
         }
         for number, (run, of_run) in enumerate(zip(runs, evaluations, strict=True))
     ]
@@ -87,21 +96,23 @@ def _shown_first(run: Run, split: str) -> list[dict[str, Any]]:
     """A run's evaluations, first the one whose store still holds what was scored."""
     evaluations = read_evaluations(run, split)
     for one in evaluations:
-        if find_scored(run, open_store(one["store"]), split).digest == one["images_digest"]:
+        if find_scored(run, open_scored(one), split).digest == one["images_digest"]:
             return [one, *(other for other in evaluations if other is not one)]
-    url = evaluations[0]["store"]
+    last = evaluations[0]
+    option = "latents" if last["store"] else "manifest"
     raise ArtefactError(
-        f"{url} has changed since {run.path} was scored on its {split} images",
-        f"gms-lmm evaluate --run {run.path} --latents {url} --split {split}",
+        f"{where_scored(last)} has changed since {run.path} was scored on its {split} images",
+        f"gms-lmm evaluate --run {run.path} --{option} {where_scored(last)} --split {split}",
     )
 
 
 def _bounds(samples: Samples, described: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What any run on the samples lies between; the ceiling that one run has is that of all."""
-    shown = [one["scores"] for one in described if one["url"] == samples.store.url]
+    shown = [one["scores"] for one in described if one["url"] == samples.source.url]
+    store = samples.source if isinstance(samples.source, LatentStore) else None
     return {
         "dataset": shown[0]["dataset"],
-        "tokenizer": samples.store.tokenizer["name"],
+        "tokenizer": store and store.tokenizer["name"],
         "ceiling": next((scores["ceiling"] for scores in shown if "ceiling" in scores), None),
         "otsu": samples.otsu,
     }
@@ -129,18 +140,22 @@ def _numbers(one: Mapping[str, Any]) -> dict[str, Any]:
 
 def _describe(run: Run, samples: Samples, evaluations: list[dict[str, Any]]) -> dict[str, Any]:
     """Everything the template shows of one run."""
-    store, scores = samples.store, evaluations[0]
-    per_image = read_per_image(run, store, scores["split"])
+    source, scores = samples.source, evaluations[0]
+    per_image = read_per_image(run, source, scores["split"])
     rows = per_image.drop("prediction_png").sort("dsc", "sample_id").to_dicts()
     return {
         "name": run.path.name,
         "path": str(run.path),
-        "url": store.url,
-        "root": store.attributes["root"],
+        "url": source.url,
+        "root": str(source.source().root),
         "scores": scores,
         "evaluations": [(one, _standing(run, one)) for one in evaluations],
         "seen": seen_in_words(scores["seen"], scores["n"]),
-        "loss": "imported" if run.imported else run.description["settings"]["loss"],
+        "is_baseline": run.is_baseline,
+        "model": run.model_name,
+        "parameters": _parameters(run),
+        "seconds": None if run.imported else run.summary()["seconds"],
+        "loss": run.loss,
         "curves": [] if run.imported else curves(run),
         "histogram": histogram(per_image["dsc"].to_numpy()),
         "ranks": ranks(per_image),
@@ -148,9 +163,13 @@ def _describe(run: Run, samples: Samples, evaluations: list[dict[str, Any]]) -> 
         "columns": _columns(per_image),
         "rows": rows,
         "by_id": {row["sample_id"]: row for row in rows},
-        "facts": facts(run, store),
-        "commands": commands(run, store, scores),
+        "facts": facts(run, source),
+        "commands": commands(run, source, scores),
     }
+
+
+def _parameters(run: Run) -> int:
+    return run.model().parameter_count if run.imported else int(run.summary()["parameters"])
 
 
 def _standing(run: Run, scores: Mapping[str, Any]) -> str:
@@ -182,13 +201,17 @@ def _images(per_image: pl.DataFrame, truths: Mapping[str, Mask]) -> dict[str, di
     }
 
 
-def _samples(store: LatentStore, split: str, hd95: HD95) -> Samples:
-    latents = load_latents(store, split, views=1)
-    truths = dict(sorted(zip(latents.sample_ids, latents.clean_masks.numpy(), strict=True)))
-    images = images_of(store, list(truths))
-    groups = groups_of(store.samples, list(truths))
+def _samples(source: Images, split: str, hd95: HD95) -> Samples:
+    clean: Latents | Pixels = (
+        load_latents(source, split, views=1)
+        if isinstance(source, LatentStore)
+        else read_pixels(source, split)
+    )
+    truths = dict(sorted(zip(clean.sample_ids, clean.clean_masks.numpy(), strict=True)))
+    images = images_of(source, list(truths))
+    groups = groups_of(source.samples, list(truths))
     otsu = None if images is None else _otsu(truths, images, groups, hd95)
-    return Samples(store, truths, images, otsu)
+    return Samples(source, truths, images, otsu)
 
 
 def _otsu(
@@ -209,9 +232,9 @@ def _uris(samples: Samples, described: Sequence[Mapping[str, Any]]) -> list[str]
     """Images in order of sample id; those that stand out on the page are never made smaller."""
     if samples.images_u8 is None:
         return []
-    shown = [one["ranks"] for one in described if one["url"] == samples.store.url]
+    shown = [one["ranks"] for one in described if one["url"] == samples.source.url]
     large = {name for of_run in shown for names in of_run.values() for name in names}
-    size = samples.store.size
+    size = samples.source.size
     small, full = side_px(len(samples.truths), size), min(size, FULL_PX)
     return [
         image_uri(samples.images_u8[name], full if name in large else small)

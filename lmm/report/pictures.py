@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
+from lmm.baseline.pixels import Images
 from lmm.metrics import METRICS
 from pipeline.errors import InputError
 from pipeline.images import ImageU8, Mask
 from pipeline.samples import original_images
-from pipeline.store import LatentStore
 
 FULL_PX = 224  # an image as the LMM of the paper sees it
 BUDGET_PX = 150 * FULL_PX**2  # pixels of all images of a page: about 2 MB of WebP
@@ -41,10 +41,10 @@ def side_px(count: int, size: int) -> int:
     return min(size, FULL_PX, max(SMALLEST_PX, affordable))
 
 
-def images_of(store: LatentStore, sample_ids: Sequence[str]) -> dict[str, ImageU8] | None:
-    """Images by sample id, as ingested, at the store's size; None where they are no longer so."""
+def images_of(source: Images, sample_ids: Sequence[str]) -> dict[str, ImageU8] | None:
+    """Images by sample id, as ingested, at their source's size; None where they changed since."""
     try:
-        images = list(original_images(store.source(), store.size, sample_ids))
+        images = list(original_images(source.source(), source.size, sample_ids))
     except InputError:
         return None
     return dict(zip(sample_ids, images, strict=True))

@@ -2,26 +2,61 @@
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from lmm.baseline.pixels import Images
+from lmm.baseline.settings import FRESH
 from lmm.run import Run
 from pipeline.store import LatentStore
 
 
-def facts(run: Run, store: LatentStore) -> dict[str, str]:
-    """What was done, with what: names, counts, versions, digests."""
+def facts(run: Run, images: Images) -> dict[str, str]:
+    """What was done, with what: names, counts, versions, digests.
+
+    images  a store; of a baseline also a manifest
+    """
+    if run.is_baseline:
+        return _facts_of_baseline(run)
+    assert isinstance(images, LatentStore), "of a model of latents"
+    return _facts_of_latents(run, images)
+
+
+def _facts_of_latents(run: Run, store: LatentStore) -> dict[str, str]:
     receipt, tokenizer = _receipt(run, store), store.tokenizer
-    counts = ", ".join(f"{count} {split}" for split, count in receipt["by_split"].items())
     return {
-        "Data": f"{store.name}: {receipt['samples']} samples ({counts})",
+        "Data": f"{store.name}: {_counted(receipt['by_split'])}",
         "Tokenizer": f"{tokenizer['name']}, {tokenizer['kind']}, frozen",
         "Views": f"{receipt['views']} a sample at {store.size} × {store.size} px",
         **(_imported(run) if run.imported else _trained(run)),
-        "Software": ", ".join(f"{k} {v}" for k, v in run.description["software"].items()),
+        "Software": _software(run),
         "Tokenizer digest": tokenizer["digest"],
         "Manifest digest": receipt["manifest_digest"],
         "Store digest": receipt["config_digest"],
     }
+
+
+def _facts_of_baseline(run: Run) -> dict[str, str]:
+    manifest, settings = run.description["manifest"], run.description["settings"]
+    views = f"{settings['views']} a sample"
+    if settings["views"] == FRESH:
+        views = "a new one of each sample in every epoch"
+    return {
+        "Data": f"{Path(manifest['url']).stem}: {_counted(manifest['by_split'])}",
+        "Views": f"{views}, at {settings['size']} × {settings['size']} px",
+        **_trained(run),
+        "Software": _software(run),
+        "Manifest digest": manifest["digest"],
+    }
+
+
+def _counted(by_split: Mapping[str, int]) -> str:
+    counts = ", ".join(f"{count} {split}" for split, count in by_split.items())
+    return f"{sum(by_split.values())} samples ({counts})"
+
+
+def _software(run: Run) -> str:
+    return ", ".join(f"{name} {version}" for name, version in run.description["software"].items())
 
 
 def _receipt(run: Run, store: LatentStore) -> dict[str, Any]:
@@ -44,15 +79,28 @@ def _imported(run: Run) -> dict[str, str]:
 def _trained(run: Run) -> dict[str, str]:
     summary, settings = run.summary(), _given(run.description["settings"])
     return {
-        "Model": f"latent mapping model, {summary['parameters']:,} parameters",
+        "Model": f"{_model(run)}, {summary['parameters']:,} parameters",
         "Settings": ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in settings.items()),
         "Training": f"{summary['steps']:,} steps in {summary['seconds']:,.0f} s; epoch "
         f"{summary['best_epoch']} of {summary['epochs']} chosen by DSC on {summary['select_on']}",
     }
 
 
-def commands(run: Run, store: LatentStore, scores: Mapping[str, Any]) -> list[str]:
+def _model(run: Run) -> str:
+    if run.is_baseline:
+        return f"{run.description['model']['name']}, {run.description['model']['class']}"
+    return "latent mapping model"
+
+
+def commands(run: Run, images: Images, scores: Mapping[str, Any]) -> list[str]:
     """The commands that do it again; MANIFEST is what `gms-lmm ingest` writes."""
+    if run.is_baseline:
+        return [_making(run), _scoring(run, scores)]
+    assert isinstance(images, LatentStore), "of a model of latents"
+    return [_encoding(images), _making(run), _scoring(run, scores)]
+
+
+def _encoding(store: LatentStore) -> str:
     made = store.attributes
     encode: dict[str, Any] = {
         "tokenizer": made["tokenizer"]["name"],
@@ -61,23 +109,27 @@ def commands(run: Run, store: LatentStore, scores: Mapping[str, Any]) -> list[st
         "seed": made["seed"],
         "precision": made["preprocessing"]["precision"],
     }
-    evaluate: dict[str, Any] = {"run": run.path, "latents": store.url, "split": scores["split"]}
+    return f"gms-lmm encode MANIFEST {shlex.quote(store.url)}{_options(encode)}"
+
+
+def _scoring(run: Run, scores: Mapping[str, Any]) -> str:
+    where = {"latents": scores["store"], "manifest": scores.get("manifest")}
+    evaluate: dict[str, Any] = {"run": run.path, **where, "split": scores["split"]}
     evaluate["hd95"] = scores["hd95_definition"]
     evaluate |= {name: name in scores for name in ("native", "ceiling")}
     evaluate["allow_seen"] = any((scores["seen"] or {}).values())
-    return [
-        f"gms-lmm encode MANIFEST {shlex.quote(store.url)}{_options(encode)}",
-        _making(run),
-        f"gms-lmm evaluate{_options(evaluate)}",
-    ]
+    return f"gms-lmm evaluate{_options(evaluate)}"
 
 
 def _making(run: Run) -> str:
     if run.imported:
         source = shlex.quote(run.description["imported_from"])
         return f"gms-lmm import-checkpoint {source}{_options({'out': run.path})}"
-    latents = run.description["store"]["url"]
-    settings = {"latents": latents, "out": run.path, **run.description["settings"]}
+    assert run.data is not None
+    url, settings = run.data["url"], {"out": run.path, **run.description["settings"]}
+    if run.is_baseline:
+        return f"gms-lmm baseline {shlex.quote(url)}{_options(settings)}"
+    settings = {"latents": url, **settings}
     return f"gms-lmm train{_options(settings)}"
 
 

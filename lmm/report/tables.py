@@ -12,6 +12,7 @@ import numpy as np
 
 from lmm.evaluate import read_evaluations
 from lmm.metrics import FLAGS, HD95, KEYS, METRICS, Metric
+from lmm.report.folds import by_seed
 from lmm.report.formats import escape_latex, escape_markdown, latex_table, markdown_table
 from lmm.run import Run
 from lmm.run.lineage import seen_in_words
@@ -36,6 +37,8 @@ class Row:
     counts    missed, empty and false_alarms, of all seeds together
     without_twins  as scores, of the images without a twin among those trained on; None where all
               are, or where it is not known
+    parameters, seconds  of the model, and that its training took, mean over runs; None where a run
+              does not say
     """
 
     dataset: str
@@ -48,10 +51,14 @@ class Row:
     sds: dict[str, float] | None
     counts: dict[str, int]
     without_twins: dict[str, float] | None
+    parameters: int | None
+    seconds: float | None
 
 
-def short_name(tokenizer: str) -> str:
-    """A tokenizer's name as tables have it: of a path, its last part."""
+def short_name(tokenizer: str | None) -> str:
+    """A tokenizer's name as tables have it: of a path, its last part; of none a dash."""
+    if tokenizer is None:
+        return "–"
     is_path = tokenizer.startswith((".", "/", "~"))
     return Path(tokenizer).name if is_path else tokenizer
 
@@ -69,50 +76,20 @@ def build_rows(runs: Sequence[Run], split: str) -> list[Row]:
         for summary in read_evaluations(run, split):
             images = json.dumps(summary["folds"]) if split == FOLD else summary["images_digest"]
             seen = seen_in_words(summary["seen"], summary["n"])
-            scored_on = (summary["dataset"], summary["tokenizer"], images, seen)
+            scored_on = (summary["dataset"], summary["tokenizer"] or "", images, seen)
             key = (*scored_on, str(summary["size"]), json.dumps(words))
             groups.setdefault(key, []).append((run, summary))
             settings[key] = words
     require_one_hd95([one for group in groups.values() for _, one in group])
     of_seeds = by_seed if split == FOLD else _summaries
-    return [_row(key, settings[key], of_seeds(group)) for key, group in groups.items()]
+    return [
+        _row(key, settings[key], of_seeds(group), [run for run, _ in group])
+        for key, group in groups.items()
+    ]
 
 
 def _summaries(scored: Sequence[tuple[Run, dict[str, Any]]]) -> list[dict[str, Any]]:
     return [summary for _, summary in scored]
-
-
-def by_seed(scored: Sequence[tuple[Run, Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Means over the images of all folds together, one for each seed, in order of seed.
-
-    scored   runs of equal settings but seed and fold, each with the summary of its own fold
-    raises   UsageError when a seed has not exactly one run of each fold
-    """
-    seeds: dict[int, list[tuple[Run, Mapping[str, Any]]]] = {}
-    for run, summary in scored:
-        seeds.setdefault(run.description["settings"]["seed"], []).append((run, summary))
-    return [_of_all_folds(seed, of_seed) for seed, of_seed in sorted(seeds.items())]
-
-
-def _of_all_folds(seed: int, scored: Sequence[tuple[Run, Mapping[str, Any]]]) -> dict[str, Any]:
-    given = sorted(run.description["settings"]["fold"] for run, _ in scored)
-    wanted = sorted(map(int, scored[0][1]["folds"]))
-    if given != wanted:
-        raise UsageError(
-            f"seed {seed} has runs of folds {_listed(given)}; the store has {_listed(wanted)}",
-            "give one run of each fold, scored by gms-lmm evaluate --split fold",
-        )
-    # Folds have no image in common, so that the mean of all is the folds' by their numbers.
-    counts = [summary["n"] for _, summary in scored]
-    means = {
-        key: float(np.average([summary[key] for _, summary in scored], weights=counts))
-        for key in KEYS
-    }
-    return means | {name: sum(one[name] for _, one in scored) for name in FLAGS.values()}
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
 
 
 def require_one_hd95(summaries: Sequence[Mapping[str, Any]]) -> HD95:
@@ -132,20 +109,26 @@ def _settings(run: Run, split: str) -> dict[str, str]:
     Where folds are scored, the fold does not tell rows apart.
     """
     asked = run.description["settings"]
+    told = {"model": run.model_name, "loss": run.loss}
     if asked is None:
-        return {"loss": "imported", "source": str(run.description["imported_from"])}
+        return told | {"source": str(run.description["imported_from"])}
     alike = ("seed", "fold") if split == FOLD else ("seed",)
-    words = {
+    words = told | {
         name: str(value) for name, value in asked.items() if name not in alike and value is not None
     }
+    if run.is_baseline:
+        return words
     return {"views": str(run.description["store"]["receipt"]["views"])} | words
 
 
-def _row(key: tuple[str, ...], settings: dict[str, str], group: list[dict[str, Any]]) -> Row:
+def _row(
+    key: tuple[str, ...], settings: dict[str, str], group: list[dict[str, Any]], runs: list[Run]
+) -> Row:
+    made = [run.summary() if run.finished else {} for run in runs]
     values = {m.key: [m.factor * one[m.key] for one in group] for m in METRICS}
     return Row(
         dataset=key[0],
-        tokenizer=short_name(key[1]),
+        tokenizer=short_name(key[1] or None),
         images=key[2],
         seen=key[3],
         settings=settings,
@@ -156,6 +139,8 @@ def _row(key: tuple[str, ...], settings: dict[str, str], group: list[dict[str, A
         else None,
         counts={name: sum(one[name] for one in group) for name in FLAGS.values()},
         without_twins=_without_twins(group),
+        parameters=made[0].get("parameters"),
+        seconds=float(np.mean([one["seconds"] for one in made])) if all(made) else None,
     )
 
 
@@ -218,15 +203,28 @@ def _latex(rows: Sequence[Row]) -> str:
 
 
 def _telling(rows: Sequence[Row]) -> list[str]:
-    """The loss, the settings that the rows differ in, and `seen` where there is any to say."""
+    """The loss, the settings that the rows differ in, and `seen` where there is any to say.
+
+    Of several models also what each costs. A setting that a model does not have tells it from none.
+    """
     names = dict.fromkeys(name for row in rows for name in row.settings)
-    differing = [name for name in names if len({row.settings.get(name) for row in rows}) > 1]
+    having = {
+        name: {row.settings["model"] for row in rows if name in row.settings} for name in names
+    }
+    differing = [
+        name
+        for name, models in having.items()
+        if len({row.settings.get(name) for row in rows if row.settings["model"] in models}) > 1
+    ]
     seen = ["seen"] if any(row.seen for row in rows) else []
-    return ["loss", *(name for name in differing if name != "loss"), *seen]
+    costs = ["parameters", "training_s"] if "model" in differing else []
+    return ["loss", *(name for name in differing if name != "loss"), *costs, *seen]
 
 
 def _words(row: Row, names: Sequence[str]) -> list[str]:
-    said = {**row.settings, "seen": row.seen}
+    seconds = "" if row.seconds is None else f"{row.seconds:.0f}"
+    costs = {"parameters": str(row.parameters or ""), "training_s": seconds}
+    said = {**row.settings, **costs, "seen": row.seen}
     return [row.dataset, row.tokenizer, *(said.get(name, "") for name in names)]
 
 

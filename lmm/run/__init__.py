@@ -2,6 +2,7 @@
 
 from lmm.run.folder import (
     Run,
+    begin_run,
     create_run,
     open_run,
     run_lock,
@@ -11,6 +12,7 @@ from lmm.run.folder import (
 
 __all__ = [
     "Run",
+    "begin_run",
     "create_run",
     "open_run",
     "run_lock",

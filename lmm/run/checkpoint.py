@@ -14,8 +14,9 @@ from pipeline.files import replace_file
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter once, by its first name; the authors register two of them twice."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    """Every parameter and buffer once, by its first name; the GMS authors register two twice."""
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensor.detach() for name, tensor in own.items()}
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -29,8 +30,8 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
             f"the weights do not fit the model: {len(wrong)} differ, first {sorted(wrong)[0]}",
             "use the run.json that was written with these weights",
         )
-    for name, parameter in own.items():
-        parameter.copy_(weights[name])
+    for name, tensor in own.items():
+        tensor.copy_(weights[name])
 
 
 def optimiser_state_of(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ summary.json       what `train --json` printed, once the run is finished
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -52,9 +52,42 @@ class Run:
         return tokenizer
 
     @property
+    def data(self) -> dict[str, Any] | None:
+        """What it was trained on: a store, or of a baseline a manifest; None of imported weights.
+
+        Both have url, size, preprocessing and images, the digest of the images of each split.
+        """
+        data: dict[str, Any] | None = self.description["store"] or self.description.get("manifest")
+        return data
+
+    @property
     def imported(self) -> bool:
-        """Whether its weights came from elsewhere: no store, no settings, no log."""
-        return self.description["store"] is None
+        """Whether its weights came from elsewhere: no data, no settings, no log."""
+        return self.data is None
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether its model is one in pixels, which maps no latents; see `lmm.baseline`."""
+        return "manifest" in self.description
+
+    @property
+    def loss(self) -> str:
+        """What it minimised, in a word; of weights that came from elsewhere `imported`."""
+        if self.imported:
+            return "imported"
+        return "dice + ce" if self.is_baseline else str(self.description["settings"]["loss"])
+
+    @property
+    def model_name(self) -> str:
+        """What its model is called in tables: LMM, or a baseline's network."""
+        return str(self.description["model"]["name"]) if self.is_baseline else "LMM"
+
+    @property
+    def data_words(self) -> str:
+        """Its data as commands are told of it."""
+        if self.data is None:
+            return "--latents STORE"
+        return f"--{'manifest' if self.is_baseline else 'latents'} {self.data['url']}"
 
     @property
     def fold(self) -> int | None:
@@ -63,22 +96,18 @@ class Run:
 
     @property
     def held_out(self) -> dict[str, str]:
-        """Digests of its store's splits when it was made, by name; none of an imported run."""
-        return {} if self.imported else dict(self.description["store"]["images"])
+        """Digests of its data's splits when it was made, by name; none of an imported run."""
+        return {} if self.data is None else dict(self.data["images"])
 
     @property
     def e_precision(self) -> str:
         """Arithmetic in which E encoded its store; float32 for an imported run."""
-        if self.imported:
-            return "fp32"
-        return str(self.description["store"]["preprocessing"]["precision"])
+        return "fp32" if self.data is None else str(self.data["preprocessing"]["precision"])
 
     @property
     def window(self) -> Window | None:
-        """How the 16-bit images of its store were read; None for their full range."""
-        if self.imported:
-            return None
-        window = self.description["store"]["preprocessing"].get("window")
+        """How the 16-bit images of its data were read; None for their full range."""
+        window = None if self.data is None else self.data["preprocessing"].get("window")
         return window and (window[0], window[1])
 
     def lineage(self) -> pl.DataFrame | None:
@@ -96,8 +125,9 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """What `train --json` printed; raises ArtefactError when the run is not finished."""
         if not self.finished:
-            url = self.description["store"]["url"]
-            fix = f"gms-lmm train --latents {url} --out {self.path} … --resume"
+            assert self.data is not None, "weights that came from elsewhere are asked for none"
+            how = "baseline" if self.is_baseline else "train --latents"
+            fix = f"gms-lmm {how} {self.data['url']} --out {self.path} … --resume"
             raise ArtefactError(f"{self.path} is not finished", fix)
         content: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
         return content
@@ -134,13 +164,19 @@ def open_run(path: Path) -> Run:
     return Run(path, description)
 
 
-def create_run(path: Path, description: dict[str, Any], lineage: pl.DataFrame | None = None) -> Run:
+def create_run(
+    path: Path,
+    description: dict[str, Any],
+    lineage: pl.DataFrame | None = None,
+    software: Sequence[str] = (),
+) -> Run:
     """A new run directory with what it is going to see and its run.json.
 
     It is made beside its place and put there whole.
 
-    lineage  None for one that is not trained here
-    raises   UsageError when something else is there
+    lineage   None for one that is not trained here
+    software  packages whose versions matter to it beside those that always do
+    raises    UsageError when something else is there
     """
     there = list(path.iterdir()) if path.exists() else []
     if any(file.name != LINEAGE_FILE and not file.name.endswith(PARTIAL) for file in there):
@@ -150,8 +186,8 @@ def create_run(path: Path, description: dict[str, Any], lineage: pl.DataFrame | 
         shutil.rmtree(fresh)
     if lineage is not None:
         write_lineage(fresh, lineage)
-    software = {name: version(name) for name in _SOFTWARE}
-    content = {"format_version": RUN_FORMAT_VERSION, **description, "software": software}
+    versions = {name: version(name) for name in (*_SOFTWARE, *software)}
+    content = {"format_version": RUN_FORMAT_VERSION, **description, "software": versions}
     write_json(fresh / "run.json", content)
     for leftover in there:  # what a run of an earlier version left in its first moment
         leftover.unlink()
@@ -189,15 +225,32 @@ def start_run(
     """
     description = _description(store, settings, model_class)
     lineage = lineage_of(store.samples, settings)
+    return begin_run(out, description, lineage, resume=resume, overwrite=overwrite)
+
+
+def begin_run(
+    out: Path,
+    description: dict[str, Any],
+    lineage: pl.DataFrame,
+    *,
+    software: Sequence[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Run:
+    """A new run, or the one of the same description that exists; the rest as for `start_run`.
+
+    description  what run.json says of it: model, settings, its data under `store` or `manifest`
+    software     as for `create_run`
+    """
     if not (out / "run.json").exists():
-        return create_run(out, description, lineage)
+        return create_run(out, description, lineage, software)
     run = open_run(out)
-    for key in ("settings", "store"):
-        theirs, ours = run.description[key], description[key]
+    for key in [key for key in ("settings", "store", "manifest") if description.get(key)]:
+        theirs, ours = run.description.get(key), description[key]
         other = [k for k in ours if k != "url" and (theirs or {}).get(k) != ours[k]]
         if other and overwrite:
             shutil.rmtree(out)
-            return create_run(out, description, lineage)
+            return create_run(out, description, lineage, software)
         if other:
             raise ArtefactError(
                 f"{out} is a run with another {key}: {', '.join(other)} differ",

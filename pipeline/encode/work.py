@@ -62,7 +62,7 @@ def store_attributes(
             "size": size,
             "image_resize": "bilinear, antialiased",
             "mask_resize": "nearest",
-            "mask_values": manifest.foreground or ("labels" if manifest.labels else "binary"),
+            "mask_values": manifest.mask_values,
             "pixel_range": [-1, 1],
             "precision": precision,
             # Only where there is one: the keys of all other stores are without it.

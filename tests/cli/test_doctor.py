@@ -56,7 +56,7 @@ def test_every_declared_package_but_those_of_development_is_checked() -> None:
     declared = map(Requirement, importlib.metadata.requires("gms-lmm") or [])
     needed = {line.name for line in declared if "dev" not in str(line.marker)}
     assert needed <= checks.keys()
-    assert not {"pytest", "ruff", "monai"} & checks.keys()
+    assert not {"pytest", "ruff", "mypy"} & checks.keys()
 
 
 @pytest.mark.parametrize(

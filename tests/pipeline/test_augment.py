@@ -233,3 +233,12 @@ def test_colour_leaves_the_mask_alone() -> None:
     pixels, kept = apply_views(image, mask, plan_of({"hue": 0.1, "brightness": 0.9}))
     assert torch.equal(kept, mask)
     assert (pixels - (image / 127.5 - 1)).abs().mean() > 0.05
+
+
+def test_some_views_are_drawn_as_among_all() -> None:
+    every = draw_views(["a", "b"], 9, seed=2)
+    assert (
+        draw_views(["a", "b"], [8, 3], seed=2)
+        .sort("sample_id", "view")
+        .equals(every.filter(pl.col("view").is_in([3, 8])).sort("sample_id", "view"))
+    )

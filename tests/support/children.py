@@ -71,6 +71,8 @@ class Child:
 
     def __init__(self, args: Sequence[str], place: Path, moment: Moment | None = None) -> None:
         place.mkdir(parents=True)
+        for name in ("stdout", "stderr"):  # there, however early it is killed
+            (place / name).touch()
         self.args, self.place = list(args), place
         self.code: int | None = None
         told, tells = os.pipe()

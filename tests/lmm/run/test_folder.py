@@ -34,7 +34,7 @@ def test_a_folder_with_foreign_files_is_not_made_a_run(tmp_path: Path) -> None:
 def test_a_run_whose_creation_was_cut_short_is_made_anew(tmp_path: Path) -> None:
     write_lineage(tmp_path, pl.DataFrame({"sample_id": ["of before"]}))
     lineage = pl.DataFrame({"sample_id": ["of now"]})
-    run = create_run(tmp_path, {"store": {}}, lineage)
+    run = create_run(tmp_path, {"store": {"url": "busi.zarr"}}, lineage)
     assert run.lineage().equals(lineage)
 
 
@@ -51,9 +51,9 @@ def test_a_run_that_is_killed_in_its_first_moment_is_not_there(
     with monkeypatch.context() as patch:
         patch.setattr("lmm.run.folder.write_json", _die)
         with pytest.raises(KeyboardInterrupt):
-            create_run(path, {"store": {}}, lineage)
+            create_run(path, {"store": {"url": "busi.zarr"}}, lineage)
     assert not path.exists()
-    assert create_run(path, {"store": {}}, lineage).lineage().equals(lineage)
+    assert create_run(path, {"store": {"url": "busi.zarr"}}, lineage).lineage().equals(lineage)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -71,7 +71,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_run_without_its_lineage_is_not_taken_for_one_that_saw_nothing(tmp_path: Path) -> None:
-    run = create_run(tmp_path / "run", {"store": {}})
+    run = create_run(tmp_path / "run", {"store": {"url": "busi.zarr"}})
     with pytest.raises(ArtefactError, match=r"has no lineage\.parquet"):
         run.lineage()
     assert create_run(tmp_path / "imported", {"store": None}).lineage() is None

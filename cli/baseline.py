@@ -1,0 +1,117 @@
+"""gms-lmm baseline: manifest in, run directory of a network in pixels out."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.options import device_option, emit, json_option, progress_bar, say, setting_options, table
+from lmm.baseline.settings import FRESH, BaselineSettings
+from lmm.settings import known_settings
+
+
+class Views(click.ParamType[int | str]):
+    """A number of views, or `fresh`."""
+
+    name = f"{FRESH}|K"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        if value == FRESH:
+            return FRESH
+        if not str(value).isdigit() or int(value) < 1:
+            self.fail(f"{value!r} is neither {FRESH!r} nor a positive number", param, ctx)
+        return int(value)
+
+
+@click.command("baseline")
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run directory.  [default: runs/MANIFEST-MODEL[-foldFOLD]-sSEED]",
+)
+@setting_options("model", "size", of=BaselineSettings)
+@click.option(
+    "--views",
+    type=Views(),
+    default=BaselineSettings.views,
+    show_default=True,
+    help=known_settings(BaselineSettings)["views"].help,
+)
+@setting_options(
+    "view_seed",
+    "epochs",
+    "seconds",
+    "batch_size",
+    "lr",
+    "seed",
+    "precision",
+    "val_every",
+    "select_on",
+    "fold",
+    "deterministic",
+    of=BaselineSettings,
+)
+@click.option("--resume", is_flag=True, help="Go on from the last whole epoch of --out.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace a run at --out of other settings or images."
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be done and stop.")
+@device_option
+@json_option
+def command(
+    manifest: Path,
+    out: Path | None,
+    precision: str,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+    device: str,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Train a MONAI network on pixels, on the split, views and metrics of any other run.
+
+    \b
+    Example:
+      gms-lmm baseline manifest.parquet --model unet --epochs 60
+    """
+    from lmm.baseline.budget import settle_epochs
+    from lmm.baseline.pixels import open_manifest
+    from lmm.baseline.train import describe, train_baseline
+    from pipeline.device import choose_device, choose_precision
+
+    if settings["deterministic"]:
+        # cuBLAS reads it when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    chosen = choose_device(device)
+    wanted = BaselineSettings(precision=choose_precision(precision, chosen), **settings)
+    images = open_manifest(manifest, wanted.size)
+    fold = "" if wanted.fold is None else f"-fold{wanted.fold}"
+    out = out or Path("runs") / f"{images.name}-{wanted.model}{fold}-s{wanted.seed}"
+    wanted = settle_epochs(images, out, wanted, chosen)
+    plan = describe(images, wanted)
+    if dry_run:
+        emit({"run": str(out), **plan}, as_json, lambda: table("would train", {"run": out, **plan}))
+        return
+    finished = out / "summary.json"
+    before = finished.read_bytes() if finished.exists() else None
+    if before is None and not as_json:
+        say(f"baseline {out}: " + ", ".join(f"{key} {value}" for key, value in plan.items()))
+    with progress_bar("baseline", "steps") as progress:
+        summary = train_baseline(
+            images,
+            out,
+            wanted,
+            device=chosen,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    # A run replaced by --overwrite has a summary of its own.
+    if finished.read_bytes() == before:
+        say(f"{out} is already complete")
+    emit(summary, as_json, lambda: table("trained", summary))

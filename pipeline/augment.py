@@ -55,7 +55,10 @@ _DRAWS = 13
 
 
 def draw_views(
-    sample_ids: Sequence[str], views: int, seed: int = 0, policy: ViewPolicy = POLICY
+    sample_ids: Sequence[str],
+    views: int | Sequence[int],
+    seed: int = 0,
+    policy: ViewPolicy = POLICY,
 ) -> pl.DataFrame:
     """The plan: one row a (sample, view), with every number that the view's pixels depend on.
 
@@ -63,14 +66,16 @@ def draw_views(
     those three, so the plan is the same on any machine, in any order, at any batch size, and a
     view's row does not change when other samples or more views are drawn.
 
+    views    how many, from 0 on; or which
     returns  sample_id String, view Int32, horizontal_flip and vertical_flip 0/1, quarter_turns
              0…3 (counter-clockwise), shift_x and shift_y in sides, scale as a factor, rotation_deg
              in degrees counter-clockwise, hue in turns, saturation and brightness as factors;
              all parameters Float64, samples slowest
     source   Huo et al. 2025 for the distribution; see ViewPolicy
     """
-    u = _uniforms(sample_ids, views, seed)
-    view = np.tile(np.arange(views, dtype=np.int32), len(sample_ids))
+    chosen = range(views) if isinstance(views, int) else views
+    u = _uniforms(sample_ids, chosen, seed)
+    view = np.tile(np.asarray(chosen, np.int32), len(sample_ids))
 
     affine = u[:, 4] < policy.p_affine
     colour = u[:, 9] < policy.p_colour
@@ -96,20 +101,24 @@ def draw_views(
     drawn[view == 0] = clean
     return pl.DataFrame(
         {
-            "sample_id": np.repeat(np.asarray(sample_ids, dtype=object), views).tolist(),
+            "sample_id": pl.Series(sample_ids, dtype=pl.String).gather(
+                np.repeat(np.arange(len(sample_ids)), len(chosen))
+            ),
             "view": view,
             **{name: drawn[:, i] for i, name in enumerate(PARAMETERS)},
-        },
-        schema_overrides={"sample_id": pl.String},
+        }
     )
 
 
-def _uniforms(sample_ids: Sequence[str], views: int, seed: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), float64 [samples · views, _DRAWS]."""
+def _uniforms(sample_ids: Sequence[str], views: Sequence[int], seed: int) -> np.ndarray:
+    """Uniform numbers in [0, 1), float64 [samples · views, _DRAWS]; 0 for view 0, not drawn."""
+    clean = bytes(8 * _DRAWS)
     digests = b"".join(
         hashlib.shake_256(f"{seed}|{view}|{sample_id}".encode()).digest(8 * _DRAWS)
+        if view
+        else clean
         for sample_id in sample_ids
-        for view in range(views)
+        for view in views
     )
     words = np.frombuffer(digests, dtype="<u8").reshape(-1, _DRAWS)
     # 53 bits are what a float64 in [0, 1) holds exactly.

@@ -195,7 +195,7 @@ def _encode_cells(
             cells = _shard_cells(store, shard, encoder, images, masks, places)
             lock.require_held()
             inside = shard.rows - store.rows_of(shard.block).start
-            keys = store.wanted_keys[shard.view, shard.rows]
+            keys = store.wanted_keys(shard.view, shard.block)[inside]
             store.shards.write(shard.view, shard.block, inside, keys, cells)
             done += len(shard.rows)
             if progress:
@@ -240,7 +240,8 @@ def _shard_cells(
 ) -> dict[str, np.ndarray]:
     """The new cells of a shard, one array for each array of the store."""
     picked = np.searchsorted(places, shard.rows)
-    plan = store.plan[(shard.rows * store.views + shard.view).tolist()]
+    inside = shard.rows - store.rows_of(shard.block).start
+    plan = store.plan(shard.view, shard.block)[inside.tolist()]
     cells, finite = encoder(images[picked], masks[picked], plan)
     if not finite.all():
         bad = store.samples["sample_id"].gather(shard.rows[~finite]).to_list()

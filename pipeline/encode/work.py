@@ -96,8 +96,8 @@ def find_work(url: str, manifest: Manifest, attributes: dict[str, Any]) -> Work:
         stored[: len(known)] = known
         wanted = wanted_keys(attributes, samples[rows], range(views))
         work.todo[:, rows] &= (stored != wanted).any(axis=2)
-        pair = store.samples[rows], samples[rows]
-        work.reasons[:, rows] = _reasons(store, attributes, *pair, ~stored.any(axis=2))
+        pair, held = (store.samples[rows], samples[rows]), stored.any(axis=2)
+        work.reasons[:, rows] = _reasons(store, attributes, *pair, np.logical_not(held))
     return work
 
 

@@ -222,7 +222,9 @@ class LatentStore:
         return self._kept_keys(view, block)
 
     def _shard_keys(self, view: int, block: int) -> np.ndarray:
-        return wanted_keys(self.attributes, self.samples[self.rows_of(block)], [view])[0]
+        keys: np.ndarray
+        (keys,) = wanted_keys(self.attributes, self.samples[self.rows_of(block)], [view])
+        return keys
 
     def stored_keys(self) -> np.ndarray:
         """The keys as they stand, also of views no longer asked for; zero where nothing is stored.
@@ -242,7 +244,8 @@ class LatentStore:
             stored = self.shards.read_digests("key", blocks)[: self.views]
             wanted = wanted_keys(self.attributes, self.samples[rows], range(self.views))
             present[:, rows] = (stored == wanted).all(axis=2)
-        return present & self.live
+        present &= self.live
+        return present
 
     def receipt(self) -> dict[str, Any] | None:
         """The receipt as it was when the store was opened; None of one that was being built."""

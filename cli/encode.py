@@ -70,7 +70,13 @@ class PartitionType(click.ParamType["Partition"]):
 @click.option(
     "--partition",
     type=PartitionType(),
-    help="Encode only the i-th of n shares of the shards; run all n, at once or one by one.",
+    help="Encode only the i-th of n shares of the blocks; run all n, at once or one by one.",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDR",
+    help="Encode on a Dask cluster: tcp://HOST:PORT, or local:N for N processes on this machine; "
+    "--device and --batch-size are then those of each worker.",
 )
 @click.option(
     "--repair", is_flag=True, help="Verify the store first; encode again what is wrong with it."
@@ -90,6 +96,7 @@ def command(
     precision: str,
     batch_size: int | None,
     partition: "Partition | None",
+    scheduler: str | None,
     repair: bool,
     dry_run: bool,
     device: str,
@@ -105,8 +112,8 @@ def command(
     from pipeline.weights import locate
 
     locate(tokenizer)
-    if partition and repair:
-        raise click.UsageError("--repair is for a whole store: leave out --partition")
+    if partition and (repair or scheduler):
+        raise click.UsageError("--repair and --scheduler are for a whole store, not --partition")
 
     from dataclasses import asdict
 
@@ -118,7 +125,7 @@ def command(
     from pipeline.encode import encode
     from pipeline.tokenizer import load_tokenizer
 
-    loaded = load_tokenizer(tokenizer, choose_device(device))
+    loaded = load_tokenizer(tokenizer, choose_device("cpu" if scheduler else device))
     if dry_run:
         from pipeline.encode.work import find_work, store_attributes
 
@@ -136,6 +143,8 @@ def command(
             precision=precision,
             batch_size=batch_size,
             partition=partition,
+            scheduler=scheduler,
+            worker_device=device,
             repair=repair,
             progress=progress,
         )

@@ -73,9 +73,9 @@ def draw_views(
              all parameters Float64, samples slowest
     source   Huo et al. 2025 for the distribution; see ViewPolicy
     """
-    numbers = range(views) if isinstance(views, int) else views
-    u = _uniforms(sample_ids, numbers, seed)
-    view = np.tile(np.array(numbers, dtype=np.int32), len(sample_ids))
+    chosen = range(views) if isinstance(views, int) else views
+    u = _uniforms(sample_ids, chosen, seed)
+    view = np.tile(np.asarray(chosen, np.int32), len(sample_ids))
 
     affine = u[:, 4] < policy.p_affine
     colour = u[:, 9] < policy.p_colour
@@ -101,18 +101,22 @@ def draw_views(
     drawn[view == 0] = clean
     return pl.DataFrame(
         {
-            "sample_id": np.repeat(np.asarray(sample_ids, dtype=object), len(numbers)).tolist(),
+            "sample_id": pl.Series(sample_ids, dtype=pl.String).gather(
+                np.repeat(np.arange(len(sample_ids)), len(chosen))
+            ),
             "view": view,
             **{name: drawn[:, i] for i, name in enumerate(PARAMETERS)},
-        },
-        schema_overrides={"sample_id": pl.String},
+        }
     )
 
 
 def _uniforms(sample_ids: Sequence[str], views: Sequence[int], seed: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), float64 [samples · views, _DRAWS]."""
+    """Uniform numbers in [0, 1), float64 [samples · views, _DRAWS]; 0 for view 0, not drawn."""
+    clean = bytes(8 * _DRAWS)
     digests = b"".join(
         hashlib.shake_256(f"{seed}|{view}|{sample_id}".encode()).digest(8 * _DRAWS)
+        if view
+        else clean
         for sample_id in sample_ids
         for view in views
     )

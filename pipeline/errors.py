@@ -16,7 +16,7 @@ class GmsLmmError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, fix: str) -> None:
-        super().__init__(message)
+        super().__init__(message, fix)  # both, so that it can come from another process
         self.message = message
         self.fix = fix
 

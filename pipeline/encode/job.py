@@ -1,20 +1,28 @@
 """Manifest in, latent store out: every cell without its wanted key is encoded and keyed."""
 
-import errno
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import islice
-from typing import Any
+from types import ModuleType
 
 import numpy as np
-import torch
 
 from pipeline.ahead import map_ahead
+from pipeline.encode.blocks import (
+    Pixels,
+    Shard,
+    encode_shard,
+    room,
+    shards_of,
+    stack_pixels,
+    write_shard,
+)
 from pipeline.encode.cells import CellEncoder
 from pipeline.encode.work import Work, find_work, store_attributes
-from pipeline.errors import ArtefactError, InputError
+from pipeline.errors import ArtefactError, InputError, UsageError
 from pipeline.manifest import Manifest
 from pipeline.samples import decode_sample
 from pipeline.store import LatentStore, open_store, store_exists
@@ -29,7 +37,7 @@ from pipeline.store.lock import (
     writer_lock,
 )
 from pipeline.store.verify import mend, verify
-from pipeline.telling import Progress
+from pipeline.telling import Progress, ticking
 from pipeline.tokenizer import Tokenizer, require_multiple
 
 
@@ -45,15 +53,6 @@ class EncodeReport:
     complete: bool
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One view of the samples of one block: the unit that is encoded, written and keyed whole."""
-
-    view: int
-    block: int
-    rows: np.ndarray  # places, along the store's sample axis, of the cells to encode
-
-
 def encode(
     manifest: Manifest,
     url: str,
@@ -65,27 +64,31 @@ def encode(
     precision: str = "fp32",
     batch_size: int | None = None,
     partition: Partition | None = None,
+    scheduler: str | None = None,
+    worker_device: str = "auto",
     repair: bool = False,
     progress: Progress | None = None,
 ) -> EncodeReport:
     """Bring the store at `url` to what manifest, settings and tokenizer ask for, or resume that.
 
-    views       K; view 0 is the clean image, the others are drawn (see `draw_views`)
-    size        side of image and mask, px
-    batch_size  cells at a time through the tokenizer; None finds one that fits in memory
-    partition   encode only this share of the shards; the last of them finishes the store
-    repair      verify the store first and encode again whatever is wrong with it
-    progress    called with (cells done, cells to do)
-    raises      UsageError when the store was made with another tokenizer, size or precision;
-                ArtefactError when someone else writes to the store, or there is no room for it;
-                InputError naming the sample when a file has changed since it was ingested, cannot
-                be read, or encodes to something that is not finite
+    views          K; view 0 is the clean image, the others are drawn (see `draw_views`)
+    size           side of image and mask, px
+    batch_size     cells at a time through the tokenizer; None finds one that fits in memory
+    partition      encode only this share of the blocks; the last of them finishes the store
+    scheduler      encode on the workers of a Dask cluster (see `pipeline.encode.cluster`), each of
+                   which loads the tokenizer by its name onto `worker_device`
+    repair         verify the store first and encode again whatever is wrong with it
+    progress       called with (cells done, cells to do)
+    raises         UsageError when the store was made with another tokenizer, size or precision;
+                   ArtefactError when someone else writes to the store, there is no room for it, or
+                   a cluster cannot encode it; InputError naming the sample when a file has changed
+                   since it was ingested, cannot be read, or encodes to something that is not finite
     """
     require_multiple(size, tokenizer)
     started = time.monotonic()
     attributes = store_attributes(manifest, tokenizer, views, size, seed, precision)
-    settings = (url, manifest, tokenizer, attributes)
     with ExitStack() as held:
+        client = None
         if partition is None:
             lock = held.enter_context(writer_lock(url))
             if repair:
@@ -95,15 +98,23 @@ def encode(
                 faults = verify(damaged)[1]
                 lock.require_held()
                 mend(damaged, faults)
-            store, todo = _begin(*settings)
+            work = find_work(url, manifest, attributes)
+            if scheduler and work.todo.any():  # before anything is touched
+                client = held.enter_context(_dask().connected(scheduler))
+            store, todo = _begin(url, work, manifest, tokenizer), work.todo
         else:
             with shared_lock(url, partition):
-                store, todo = _begin(*settings)  # refused where it disturbs another partition
+                work = find_work(url, manifest, attributes)
+                # Refused where it disturbs another partition.
+                store, todo = _begin(url, work, manifest, tokenizer), work.todo
                 lock = held.enter_context(partition_lock(url, partition))
-            share = _share_of(partition, store.views, store.blocks())
-            todo &= np.repeat(share, store.shard_samples, axis=1)[:, : todo.shape[1]]
-        if todo.any():
-            with _room(url):
+            share = _share_of(partition, store.blocks())
+            todo &= np.repeat(share, store.shard_samples)[: todo.shape[1]]
+        if client is not None:
+            options = (tokenizer.name, worker_device, batch_size)
+            _dask().encode_cells(client, store, todo, *options, lock, progress)
+        elif todo.any():
+            with room(url):
                 encoder = CellEncoder(tokenizer, precision, batch_size)
                 _encode_cells(store, todo, manifest, encoder, lock, progress)
         if partition is not None:
@@ -128,29 +139,21 @@ def encode(
     )
 
 
-def _begin(
-    url: str, manifest: Manifest, tokenizer: Tokenizer, attributes: dict[str, Any]
-) -> tuple[LatentStore, np.ndarray]:
-    """The store, laid out for what is asked for, and the cells to encode: bool [view, sample]."""
-    work = find_work(url, manifest, attributes)
+def _begin(url: str, work: Work, manifest: Manifest, tokenizer: Tokenizer) -> LatentStore:
+    """The store, laid out for what is asked for, and without receipt where there is work."""
     store = _prepare(url, work, manifest, tokenizer)
     if work.todo.any():
         drop_receipt(store)
-    return store, work.todo
+    return store
 
 
-@contextmanager
-def _room(url: str) -> Iterator[None]:
-    """Say so when the disk is full; what was finished before stays."""
+def _dask() -> ModuleType:
+    """What encodes on a cluster; Dask is imported by those alone who ask for it."""
     try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise ArtefactError(
-            f"there is no room left for {url}: {error.strerror}",
-            "make room and run the same command again; the finished shards are kept",
-        ) from error
+        return import_module("pipeline.encode.cluster")
+    except ImportError as error:
+        message = f"--scheduler needs Dask: {error}"
+        raise UsageError(message, "pip install 'gms-lmm[cluster]'") from error
 
 
 def _prepare(url: str, work: Work, manifest: Manifest, tokenizer: Tokenizer) -> LatentStore:
@@ -176,10 +179,9 @@ def _prepare(url: str, work: Work, manifest: Manifest, tokenizer: Tokenizer) -> 
     return extend_store(store, work.attributes, work.samples)
 
 
-def _share_of(partition: Partition, views: int, blocks: int) -> np.ndarray:
-    """Which shards are a partition's; bool [view, block], blocks kept together."""
-    shards = np.arange(blocks * views).reshape(blocks, views).T
-    share: np.ndarray = shards * partition.count // (blocks * views) == partition.number - 1
+def _share_of(partition: Partition, blocks: int) -> np.ndarray:
+    """Which blocks are a partition's: every n-th, so that those added later fall to all; bool."""
+    share: np.ndarray = np.arange(blocks) % partition.count == partition.number - 1
     return share
 
 
@@ -195,28 +197,20 @@ def _encode_cells(
 
     The next block's images are decoded meanwhile.
     """
-    done, total = 0, int(todo.sum())
-    for shards, images, masks, places in _decoded_blocks(store, todo, manifest):
+    tick = ticking(progress, int(todo.sum()))
+    for shards, pixels in _decoded_blocks(store, todo, manifest):
         for shard in shards:
-            cells = _shard_cells(store, shard, encoder, images, masks, places)
+            cells, finite = encode_shard(store, shard, encoder, pixels)
+            _require_finite(store, shard, finite)
             lock.require_held()
-            inside = shard.rows - store.rows_of(shard.block).start
-            keys = store.wanted_keys[shard.view, shard.rows]
-            store.shards.write(shard.view, shard.block, inside, keys, cells)
-            done += len(shard.rows)
-            if progress:
-                progress(done, total)
+            write_shard(store, shard, cells)
+            tick(len(shard.rows))
 
 
 def _decoded_blocks(
     store: LatentStore, todo: np.ndarray, manifest: Manifest
-) -> Iterator[tuple[list[Shard], torch.Tensor, torch.Tensor, np.ndarray]]:
-    """Shards of each block with the pixels they need, decoded one block ahead of the consumer.
-
-    yields  shards; images (n, 3, S, S) uint8; masks (n, S, S) bool; places (n) of those n samples
-            along the store's sample axis, ascending
-    """
-
+) -> Iterator[tuple[list[Shard], Pixels]]:
+    """Shards of each block with the pixels they need, decoded one block ahead of the consumer."""
     wanted = np.flatnonzero(todo.any(axis=0))
     samples = store.samples[wanted.tolist()].iter_rows(named=True)
     # At most one block's samples are decoded and not yet asked for.
@@ -225,34 +219,17 @@ def _decoded_blocks(
     )
     for block in np.unique(wanted // store.shard_samples).tolist():
         rows = store.rows_of(block)
-        here = todo[:, rows]
-        shards = [
-            Shard(view, block, rows.start + np.flatnonzero(here[view]))
-            for view in np.flatnonzero(here.any(axis=1)).tolist()
-        ]
-        places = rows.start + np.flatnonzero(here.any(axis=0))
-        images, masks = zip(*islice(decoded, len(places)), strict=True)
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        yield shards, pixels, torch.from_numpy(np.stack(masks)), places
+        places = rows.start + np.flatnonzero(todo[:, rows].any(axis=0))
+        pixels = stack_pixels(places, islice(decoded, len(places)))
+        yield shards_of(store, block, todo[:, rows]), pixels
 
 
-def _shard_cells(
-    store: LatentStore,
-    shard: Shard,
-    encoder: CellEncoder,
-    images: torch.Tensor,
-    masks: torch.Tensor,
-    places: np.ndarray,
-) -> dict[str, np.ndarray]:
-    """The new cells of a shard, one array for each array of the store."""
-    picked = np.searchsorted(places, shard.rows)
-    plan = store.plan[(shard.rows * store.views + shard.view).tolist()]
-    cells, finite = encoder(images[picked], masks[picked], plan)
-    if not finite.all():
-        bad = store.samples["sample_id"].gather(shard.rows[~finite]).to_list()
-        raise InputError(
-            f"{len(bad)} samples encode to latents that are not finite in float16, also when "
-            f"encoded in fp32: {', '.join(bad[:5])} (view {shard.view})",
-            "look at these images; leave them out of the data set if they are damaged",
-        )
-    return cells
+def _require_finite(store: LatentStore, shard: Shard, finite: np.ndarray) -> None:
+    if finite.all():
+        return
+    bad = store.samples["sample_id"].gather(shard.rows[~finite]).to_list()
+    raise InputError(
+        f"{len(bad)} samples encode to latents that are not finite in float16, also when "
+        f"encoded in fp32: {', '.join(bad[:5])} (view {shard.view})",
+        "look at these images; leave them out of the data set if they are damaged",
+    )

@@ -40,13 +40,11 @@ def reencode(
     source = store.source()
     faults = []
     for done, (view, row) in enumerate(present[np.sort(order)].tolist()):
-        image, mask = decode_sample(source, store.samples.row(row, named=True), store.size)
-        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
-        cells, _ = encoder(
-            pixels, torch.from_numpy(mask)[None], store.plan[[row * store.views + view]]
-        )
         block = row // store.shard_samples
         place = row - store.rows_of(block).start
+        image, mask = decode_sample(source, store.samples.row(row, named=True), store.size)
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+        cells, _ = encoder(pixels, torch.from_numpy(mask)[None], store.plan(view, block)[[place]])
         for name, values in cells.items():
             stored = store.read_shard(name, view, block)[place]
             difference = _difference(values[0], stored)

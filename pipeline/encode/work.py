@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.augment import POLICY, ViewPolicy, draw_views
+from pipeline.augment import POLICY
 from pipeline.errors import UsageError
 from pipeline.manifest import Manifest
 from pipeline.store import LatentStore, open_store, store_exists
 from pipeline.store.format import KEY_BYTES
-from pipeline.store.keys import cell_keys
+from pipeline.store.keys import wanted_keys
 from pipeline.telling import some_of
 from pipeline.tokenizer import Tokenizer
 
@@ -84,45 +84,56 @@ def find_work(url: str, manifest: Manifest, attributes: dict[str, Any]) -> Work:
     """
     views = attributes["views"]
     if not store_exists(url):
-        shape = (views, len(manifest.frame))
-        return Work(attributes, manifest.frame, np.ones(shape, np.bool_), np.zeros(shape, np.int8))
+        return _all_new(attributes, manifest.frame)
     store = open_store(url)
     refuse_other_settings(store, attributes)
     refuse_other_masks(store, manifest.frame)
     samples = merge_samples(store.samples, manifest.frame)
-    policy = ViewPolicy(**attributes["view_policy"])
-    plan = draw_views(samples["sample_id"].to_list(), views, attributes["seed"], policy)
-    wanted = cell_keys(attributes, samples, plan, views)
-    stored = np.zeros((views, len(samples), KEY_BYTES), np.uint8)
-    known = store.stored_keys()[:views]
-    stored[: len(known), : known.shape[1]] = known
-    live = samples["split"].is_not_null().to_numpy()
-    todo = (stored != wanted).any(axis=2) & live
-    return Work(attributes, samples, todo, _reasons(store, attributes, samples, stored))
+    work = _all_new(attributes, samples)
+    for blocks, rows in store.shards.spans(views):
+        known = store.shards.read_digests("key", blocks)[:views]
+        stored = np.zeros((views, known.shape[1], KEY_BYTES), np.uint8)
+        stored[: len(known)] = known
+        wanted = wanted_keys(attributes, samples[rows], range(views))
+        work.todo[:, rows] &= (stored != wanted).any(axis=2)
+        pair, held = (store.samples[rows], samples[rows]), stored.any(axis=2)
+        work.reasons[:, rows] = _reasons(store, attributes, *pair, np.logical_not(held))
+    return work
+
+
+def _all_new(attributes: dict[str, Any], samples: pl.DataFrame) -> Work:
+    """All that is to be done where nothing is known of any sample."""
+    shape = (attributes["views"], len(samples))
+    todo = np.ones(shape, np.bool_) & samples["split"].is_not_null().to_numpy()
+    return Work(attributes, samples, todo, np.zeros(shape, np.int8))
 
 
 def _reasons(
-    store: LatentStore, attributes: dict[str, Any], samples: pl.DataFrame, stored: np.ndarray
+    store: LatentStore,
+    attributes: dict[str, Any],
+    old: pl.DataFrame,
+    now: pl.DataFrame,
+    empty: np.ndarray,
 ) -> np.ndarray:
-    views, count = stored.shape[:2]
-    place = np.arange(count)
-    old = store.samples
-    edited = np.zeros((2, count), np.bool_)
-    for i, column in enumerate(("image_sha256", "mask_sha256")):
-        edited[i, : len(old)] = (old[column] != samples[column][: len(old)]).to_numpy()
+    """Why some samples' cells would be encoded: int8 [view, sample], places in REASONS.
+
+    old, now  the samples as the store has them and as they are asked for
+    empty     bool [view, sample], where nothing is stored
+    """
+    views = len(empty)
+    image, mask = ((old[c] != now[c]).to_numpy() for c in ("image_sha256", "mask_sha256"))
     drawn = np.arange(views)[:, None] > 0
     redrawn = any(attributes[key] != store.attributes[key] for key in ("seed", "view_policy"))
-    empty = ~stored.any(axis=2)
     holds = {
-        "new sample": place >= len(old),
-        "image edited": edited[0],
-        "mask edited": edited[1],
+        "new sample": False,
+        "image edited": image,
+        "mask edited": mask,
         "view added": (np.arange(views)[:, None] >= store.views) & empty,
         "view drawn anew": drawn & ~empty & redrawn,
         "not encoded yet": empty,
         "encoded from something else": True,
     }
-    conditions = [np.broadcast_to(holds[reason], (views, count)) for reason in REASONS]
+    conditions = [np.broadcast_to(holds[reason], empty.shape) for reason in REASONS]
     first: np.ndarray = np.argmax(conditions, axis=0).astype(np.int8)
     return first
 

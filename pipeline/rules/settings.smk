@@ -62,6 +62,16 @@ def store_folder(wildcards):
     return f"results/{wildcards.dataset}/latents.zarr"
 
 
+def encode_options(wildcards):
+    """Views, tokenizer and whatever else the configuration says of a store's cells."""
+    return flags(config["encode"], without=("partitions",))
+
+
+def share_number(wildcards):
+    """Which share of how many: 2-of-4 becomes 2/4."""
+    return wildcards.scatteritem.replace("-of-", "/")
+
+
 def run_folder(wildcards):
     """The run of a loss and a seed on a data set."""
     return f"results/{wildcards.dataset}/runs/{wildcards.loss}-s{wildcards.seed}"

@@ -11,7 +11,8 @@ from pipeline.store.format import RECEIPT_FILE
 from pipeline.store.latent_store import LatentStore
 from pipeline.store.receipt import receipt_head
 
-_AHEAD = 8  # shards in memory, a few MB each
+_AHEAD = 8  # shards in memory, some MB each
+_SHA256_BYTES = 32
 
 
 def write_receipt(store: LatentStore) -> None:
@@ -41,22 +42,23 @@ def array_digests(store: LatentStore) -> dict[str, str]:
 
     places = np.flatnonzero(store.live)
     # A shard of samples that have all left the manifest need not be there.
-    length = store.shard_samples
-    blocks = np.unique(places // length).tolist()
+    blocks = np.unique(places // store.shard_samples).tolist()
     order = places[np.argsort(store.samples["sample_id"].to_numpy()[places], kind="stable")]
-    digests = {}
-    for name in store.data_arrays:
-        total = hashlib.sha256()
-        for view in range(store.views):
-            digests_of = partial(_cell_digests, store, name, view)
-            shards = dict(zip(blocks, map_ahead(digests_of, blocks, _AHEAD), strict=True))
-            total.update(b"".join(shards[place // length][place % length] for place in order))
-        digests[name] = total.hexdigest()
-    return digests
+    totals = {name: hashlib.sha256() for name in store.data_arrays}
+    of_view = np.zeros((len(totals), len(store.samples), _SHA256_BYTES), np.uint8)
+    for view in range(store.views):
+        shards = map_ahead(partial(_shard_digests, store, view), blocks, _AHEAD)
+        for block, digests in zip(blocks, shards, strict=True):
+            of_view[:, store.rows_of(block)][:, store.live[store.rows_of(block)]] = digests
+        for total, digests in zip(totals.values(), of_view, strict=True):
+            total.update(digests[order].data)
+    return {name: total.hexdigest() for name, total in totals.items()}
 
 
-def _cell_digests(store: LatentStore, name: str, view: int, block: int) -> list[bytes]:
-    cells = store.read_shard(name, view, block)
+def _shard_digests(store: LatentStore, view: int, block: int) -> np.ndarray:
+    """sha256 of each live cell of a shard, in each data array: uint8 [array, n, 32]."""
     live = np.flatnonzero(store.live[store.rows_of(block)])
-    store.require_right(view, block, live, {name: cells[live]})
-    return [hashlib.sha256(cell.data).digest() for cell in cells]
+    cells = {name: store.read_shard(name, view, block)[live] for name in store.data_arrays}
+    store.require_right(view, block, live, cells)
+    digests = b"".join(hashlib.sha256(cell.data).digest() for of in cells.values() for cell in of)
+    return np.frombuffer(digests, np.uint8).reshape(len(cells), len(live), _SHA256_BYTES)

@@ -7,24 +7,42 @@ fast enough to be compared whenever a cell is read.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 import xxhash
 
-from pipeline.augment import PARAMETERS
+from pipeline.augment import PARAMETERS, ViewPolicy, draw_views
 from pipeline.store.format import KEY_BYTES
 
 # Raised whenever the same inputs would give other stored bytes; it enters every key.
 ENCODER_VERSION = 1
 
 
+def plan_of(
+    attributes: Mapping[str, Any], samples: pl.DataFrame, views: Sequence[int]
+) -> pl.DataFrame:
+    """The plan of some samples in some views of a store with these attributes; see `draw_views`."""
+    policy = ViewPolicy(**attributes["view_policy"])
+    return draw_views(samples["sample_id"].to_list(), views, attributes["seed"], policy)
+
+
+def wanted_keys(
+    attributes: Mapping[str, Any], samples: pl.DataFrame, views: Sequence[int]
+) -> np.ndarray:
+    """Keys that some samples' cells have in some views once they hold what is asked for.
+
+    returns  uint8 [view, sample, 16]
+    """
+    return cell_keys(attributes, samples, plan_of(attributes, samples, views), len(views))
+
+
 def cell_keys(
     attributes: Mapping[str, Any], samples: pl.DataFrame, plan: pl.DataFrame, views: int
 ) -> np.ndarray:
-    """Keys of all cells: a 128-bit BLAKE2b digest of everything that decides a cell's bytes.
+    """Keys of a plan's cells: a 128-bit BLAKE2b digest of everything that decides a cell's bytes.
 
     That is: encoder version, preprocessing, storage dtype, tokenizer digest; image and mask bytes
     (by sha256); and the view's parameters. Splits, names and paths do not enter, so that changing
@@ -42,17 +60,19 @@ def cell_keys(
         sort_keys=True,
     )
     prefix = hashlib.blake2b(common.encode(), digest_size=KEY_BYTES)
-    parameters = plan.select(PARAMETERS).to_numpy().astype("<f8")
-    keys = np.zeros((views, len(samples), KEY_BYTES), dtype=np.uint8)
+    parameters = plan.select(PARAMETERS).to_numpy().astype("<f8", order="C").tobytes()
+    length, digests = 8 * len(PARAMETERS), []
     hashes = samples.select("image_sha256", "mask_sha256").rows()
     for sample, (image_sha256, mask_sha256) in enumerate(hashes):
         of_sample = prefix.copy()
         of_sample.update(f"{image_sha256} {mask_sha256}".encode())
-        for view in range(views):
+        first = sample * views * length
+        for start in range(first, first + views * length, length):
             cell = of_sample.copy()
-            cell.update(parameters[sample * views + view].tobytes())
-            keys[view, sample] = np.frombuffer(cell.digest(), dtype=np.uint8)
-    return keys
+            cell.update(parameters[start : start + length])
+            digests.append(cell.digest())
+    by_sample = np.frombuffer(b"".join(digests), np.uint8).reshape(len(samples), views, KEY_BYTES)
+    return np.ascontiguousarray(by_sample.swapaxes(0, 1))
 
 
 def cell_checksums(keys: np.ndarray, cells: Mapping[str, np.ndarray]) -> np.ndarray:

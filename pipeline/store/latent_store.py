@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 import polars as pl
 import zarr
 
-from pipeline.augment import ViewPolicy, draw_views
 from pipeline.errors import ArtefactError
 from pipeline.manifest import Manifest
 from pipeline.store.folder import Folder
@@ -25,10 +24,12 @@ from pipeline.store.format import (
     SAMPLES_FILE,
     open_arrays,
 )
-from pipeline.store.keys import cell_checksums, cell_keys
+from pipeline.store.keys import cell_checksums, plan_of, wanted_keys
 from pipeline.store.receipt import receipt_head
 from pipeline.store.shards import Shards
 from pipeline.telling import some_of
+
+_SHARDS_OF_KEYS = 1 << 14  # whose keys are kept, a kB each: a reader comes back to them each epoch
 
 
 class LatentStore:
@@ -59,6 +60,7 @@ class LatentStore:
             )
         self.samples = pl.read_parquet(io.BytesIO(self.folder.read(SAMPLES_FILE)))
         self.shards = Shards(self.folder, open_arrays(self.group, url), len(self.samples))
+        self._kept_keys = lru_cache(_SHARDS_OF_KEYS)(self._shard_keys)
 
     # --- what it says of itself
 
@@ -177,7 +179,7 @@ class LatentStore:
         cells   of some data arrays: these cells [n, …], masks as bool or bits
         """
         rows = self.rows_of(block).start + inside
-        found = cell_checksums(self.wanted_keys[view, rows], cells)
+        found = cell_checksums(self.wanted_keys(view, block)[inside], cells)
         columns = [self.data_arrays.index(name) for name in cells]
         wrong = (found != self.read_shard("checksum", view, block)[inside][:, columns]).any(axis=2)
         for name, of in zip(cells, wrong.T, strict=True):
@@ -211,33 +213,39 @@ class LatentStore:
         live: np.ndarray = self.samples["split"].is_not_null().to_numpy()
         return live
 
-    @cached_property
-    def plan(self) -> pl.DataFrame:
-        """The view plan of every cell; see `draw_views`."""
-        policy = ViewPolicy(**self.attributes["view_policy"])
-        ids = self.samples["sample_id"].to_list()
-        return draw_views(ids, self.views, self.attributes["seed"], policy)
+    def plan(self, view: int, block: int) -> pl.DataFrame:
+        """The view plan of the cells of one shard, a row each; see `draw_views`."""
+        return plan_of(self.attributes, self.samples[self.rows_of(block)], [view])
 
-    @cached_property
-    def wanted_keys(self) -> np.ndarray:
-        """The key that each cell has when it holds what it should; uint8 [view, sample, 16]."""
-        return cell_keys(self.attributes, self.samples, self.plan, self.views)
+    def wanted_keys(self, view: int, block: int) -> np.ndarray:
+        """The keys that a shard's cells have when they hold what they should; uint8 [n, 16]."""
+        return self._kept_keys(view, block)
+
+    def _shard_keys(self, view: int, block: int) -> np.ndarray:
+        keys: np.ndarray
+        (keys,) = wanted_keys(self.attributes, self.samples[self.rows_of(block)], [view])
+        return keys
 
     def stored_keys(self) -> np.ndarray:
         """The keys as they stand, also of views no longer asked for; zero where nothing is stored.
 
         returns  uint8 [≥ views, sample, 16]
         """
-        return self.shards.read_digests("key")
+        return self.shards.read_digests("key", range(self.blocks()))
 
     def checksums(self) -> np.ndarray:
         """Checksums of key and content of each cell; uint8 [≥ views, sample, arrays, 8]."""
-        return self.shards.read_digests("checksum")
+        return self.shards.read_digests("checksum", range(self.blocks()))
 
     def present(self) -> np.ndarray:
         """Which cells hold what the manifest and settings ask for; bool [view, sample]."""
-        matching = (self.stored_keys()[: self.views] == self.wanted_keys).all(axis=2)
-        return np.asarray(matching & self.live)
+        present = np.empty((self.views, len(self.samples)), np.bool_)
+        for blocks, rows in self.shards.spans(self.views):
+            stored = self.shards.read_digests("key", blocks)[: self.views]
+            wanted = wanted_keys(self.attributes, self.samples[rows], range(self.views))
+            present[:, rows] = (stored == wanted).all(axis=2)
+        present &= self.live
+        return present
 
     def receipt(self) -> dict[str, Any] | None:
         """The receipt as it was when the store was opened; None of one that was being built."""

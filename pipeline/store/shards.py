@@ -1,6 +1,6 @@
 """Shards read and written: whenever a writer dies, no key vouches for data that is not there."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,8 @@ from pipeline.errors import ArtefactError
 from pipeline.store.folder import Folder
 from pipeline.store.format import CELL_ARRAYS, decode_bits, decode_chunk
 from pipeline.store.keys import cell_checksums
+
+_CELLS_AT_ONCE = 1 << 16  # whose keys are looked at: some 10 MB with what they are made from
 
 
 class Shards:
@@ -50,6 +52,13 @@ class Shards:
         start = block * self.length
         return slice(start, min(start + self.length, self.samples))
 
+    def spans(self, views: int) -> Iterator[tuple[range, slice]]:
+        """All blocks, a bounded number of cells at a time: consecutive blocks and their rows."""
+        step = max(1, _CELLS_AT_ONCE // (views * self.length))
+        for first in range(0, self.blocks, step):
+            blocks = range(first, min(first + step, self.blocks))
+            yield blocks, slice(first * self.length, self.rows_of(blocks[-1]).stop)
+
     def path(self, name: str, view: int, block: int) -> str:
         """Where one shard of one array lies inside the store."""
         return f"{name}/c/{view}/{block}" + "/0" * (self.arrays[name].ndim - 2)
@@ -65,18 +74,21 @@ class Shards:
             raise ArtefactError(what, self.mend)
         return cells
 
-    def read_digests(self, name: str) -> np.ndarray:
-        """All of `key` or `checksum`, also of views no longer asked for; zero where nothing is.
+    def read_digests(self, name: str, blocks: range) -> np.ndarray:
+        """`key` or `checksum` of some blocks, also of views no longer asked for.
 
-        returns  uint8 [views, samples, …]
+        returns  uint8 [views, samples of the blocks, …]; zero where nothing is
         """
         array = self.arrays[name]
-        found = np.zeros((array.shape[0], self.samples, *array.shape[2:]), np.uint8)
-        places = list(np.ndindex(array.shape[0], self.blocks))
+        start = blocks.start * self.length
+        count = min(blocks.stop * self.length, self.samples) - start
+        found = np.zeros((array.shape[0], count, *array.shape[2:]), np.uint8)
+        places = [(view, block) for view in range(array.shape[0]) for block in blocks]
         shards = map_ahead(lambda place: self._read(name, *place), places, self.reads_ahead)
         for (view, block), cells in zip(places, shards, strict=True):
             if cells is not None:
-                found[view, self.rows_of(block)] = cells
+                rows = self.rows_of(block)
+                found[view, rows.start - start : rows.stop - start] = cells
         return found
 
     def drop_keys(self, view: int, block: int, inside: np.ndarray) -> np.ndarray:

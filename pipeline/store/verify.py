@@ -60,16 +60,17 @@ def verify(store: LatentStore, progress: Progress | None = None) -> tuple[int, l
     returns   how many cells were read, and the faults
     """
     faults = list(_foreign_files(store))
-    keys = np.zeros_like(store.wanted_keys)
+    checked, absent = 0, np.zeros((store.views, len(store.samples)), np.bool_)
     places = [(view, block) for block in range(store.blocks()) for view in range(store.views)]
     checks = map_ahead(lambda place: _check_shard(store, *place), places, ahead=_AHEAD)
     for done, ((view, block), (stored, found)) in enumerate(zip(places, checks, strict=True), 1):
-        keys[view, store.rows_of(block)] = stored
+        checked += int(_held(stored).sum())
+        differs = (stored != store.wanted_keys(view, block)).any(axis=1)
+        absent[view, store.rows_of(block)] = differs
         faults += found
         if progress:
             progress(done, len(places))
-    checked = int(keys.any(axis=2).sum())
-    return checked, faults + list(_receipt_faults(store, keys, faults))
+    return checked, faults + list(_receipt_faults(store, absent & store.live, faults))
 
 
 def _check_shard(store: LatentStore, view: int, block: int) -> tuple[np.ndarray, list[Fault]]:
@@ -133,9 +134,11 @@ def _foreign_files(store: LatentStore) -> Iterator[Fault]:
             yield Fault("foreign file", f"{file} does not belong to the store", file=file)
 
 
-def _receipt_faults(store: LatentStore, keys: np.ndarray, faults: list[Fault]) -> Iterator[Fault]:
-    """Cells that are not what is wanted, and what the receipt says; `faults` are those found."""
-    absent = (keys != store.wanted_keys).any(axis=2) & store.live
+def _receipt_faults(store: LatentStore, absent: np.ndarray, faults: list[Fault]) -> Iterator[Fault]:
+    """Live cells that are not what is wanted, and what the receipt says; `faults` are those found.
+
+    absent  bool [view, sample]
+    """
     for fault in faults:
         if fault.array == "key":  # named already
             absent[fault.view, list(fault.rows)] = False

@@ -104,6 +104,15 @@ def test_bad_image_is_exit_3_and_named(manifest: Path, store: Path, kl_folder: P
     assert result.stderr.count("error:") == result.stderr.count("fix:") == 1
 
 
+@pytest.mark.parametrize("other", [["--repair"], ["--scheduler", "local:2"]], ids=" ".join)
+def test_a_share_of_a_store_is_neither_repaired_nor_shared_out_again(
+    manifest: Path, store: Path, kl_folder: Path, other: list[str]
+) -> None:
+    result = run(*words(manifest, store, kl_folder, "--partition", "1/2", *other))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "not --partition" in result.stderr
+
+
 @pytest.mark.parametrize("gone", ["manifest", "tokenizer"])
 def test_missing_artefact_is_exit_4(
     manifest: Path, store: Path, kl_folder: Path, gone: str

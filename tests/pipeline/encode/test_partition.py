@@ -32,14 +32,18 @@ def run(raw: Path, url: str, tokenizer: Tokenizer, **more: Any) -> tuple[int, bo
     return report.encoded, report.complete
 
 
-@pytest.mark.parametrize(("views", "blocks", "count"), [(2, 3, 4), (1, 1, 3), (8, 11, 5)])
-def test_every_shard_is_in_exactly_one_share_and_shares_are_even(
-    views: int, blocks: int, count: int
-) -> None:
-    shares = [_share_of(Partition(i + 1, count), views, blocks) for i in range(count)]
-    assert np.sum(shares, axis=0).tolist() == np.ones((views, blocks)).tolist()
+@pytest.mark.parametrize(("blocks", "count"), [(3, 4), (1, 3), (11, 5)])
+def test_every_block_is_in_exactly_one_share_and_shares_are_even(blocks: int, count: int) -> None:
+    shares = [_share_of(Partition(i + 1, count), blocks) for i in range(count)]
+    assert np.sum(shares, axis=0).tolist() == [1] * blocks
     sizes = [int(share.sum()) for share in shares]
     assert max(sizes) - min(sizes) <= 1
+
+
+def test_blocks_that_are_added_fall_to_all_shares() -> None:
+    """180 samples after 640, sixty-four a block: three blocks more than ten."""
+    added = [_share_of(Partition(i + 1, 4), 13)[10:].sum() for i in range(4)]
+    assert sorted(added) == [0, 1, 1, 1]
 
 
 def test_partitions_one_by_one_end_with_the_store_of_one_writer(

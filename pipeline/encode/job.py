@@ -33,6 +33,7 @@ from pipeline.store.lock import (
     WriterLock,
     partition_lock,
     shared_lock,
+    sweep_locks,
     sweep_partitions,
     writer_lock,
 )
@@ -125,7 +126,7 @@ def encode(
         complete = bool(present[:, store.live].all())
         if complete:
             lock.require_held()
-            sweep_partitions(url)
+            sweep_locks(url)
             store.folder.remove_partial()
             write_receipt(store)
     encoded, seconds = int(todo.sum()), time.monotonic() - started

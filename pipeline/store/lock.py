@@ -127,11 +127,21 @@ def sweep_partitions(url: str) -> dict[str, dict[str, Any]]:
 
     Called while `STORE.lock` is held, so that no partition begins meanwhile.
     """
+    return _sweep(url, "*-of-*")
+
+
+def sweep_locks(url: str) -> None:
+    """Remove every lock that the dead left beside a store: partitions, and teachers of students."""
+    _sweep(url, "*")
+
+
+def _sweep(url: str, which: str) -> dict[str, dict[str, Any]]:
+    """Remove the locks `STORE.which.lock` of the dead; owners of the others, by their URL."""
     url = url.rstrip("/")
     fs, root = fsspec.core.url_to_fs(url)
     fs.invalidate_cache()
     living = {}
-    for path in fs.glob(f"{_escaped(root)}.*-of-*.lock"):
+    for path in fs.glob(f"{_escaped(root)}.{which}.lock"):
         lock = _lock_at(fs, str(path), "sweep", wait_s=0)
         if lock.take():
             lock.release()

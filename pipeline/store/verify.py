@@ -70,6 +70,7 @@ def verify(store: LatentStore, progress: Progress | None = None) -> tuple[int, l
         faults += found
         if progress:
             progress(done, len(places))
+    faults += _damaged_keys_of_former_views(store)
     return checked, faults + list(_receipt_faults(store, absent & store.live, faults))
 
 
@@ -94,6 +95,20 @@ def _check_shard(store: LatentStore, view: int, block: int) -> tuple[np.ndarray,
             if name == "key":
                 return nothing, faults
     return read["key"], faults + list(_content_faults(store, view, rows.start, read))
+
+
+def _damaged_keys_of_former_views(store: LatentStore) -> Iterator[Fault]:
+    """Of views no longer asked for, which an encode would want to take up again."""
+    for view, block in np.ndindex(store.array("key").shape[0] - store.views, store.blocks()):
+        file = store.chunk_path("key", store.views + view, block)
+        try:
+            if file in store.files:
+                store.read_shard("key", store.views + view, block)
+        except ArtefactError as error:
+            rows = store.rows_of(block)
+            what = error.message.removeprefix(f"{store.url}: ")
+            places = tuple(range(rows.start, rows.stop))
+            yield Fault("damaged", what, "key", store.views + view, places, file)
 
 
 def _content_faults(
@@ -140,7 +155,7 @@ def _receipt_faults(store: LatentStore, absent: np.ndarray, faults: list[Fault])
     absent  bool [view, sample]
     """
     for fault in faults:
-        if fault.array == "key":  # named already
+        if fault.array == "key" and fault.view in range(store.views):  # named already
             absent[fault.view, list(fault.rows)] = False
     for view in np.flatnonzero(absent.any(axis=1)).tolist():
         rows = _places(0, absent[view])

@@ -18,6 +18,7 @@ from pipeline.store.lock import (
     Partition,
     partition_lock,
     shared_lock,
+    sweep_locks,
     sweep_partitions,
     writer_lock,
 )
@@ -233,3 +234,11 @@ def test_names_with_special_characters_are_only_names(tmp_path: Path) -> None:
         writer_lock(url),
     ):
         pass
+
+
+def test_what_the_dead_left_goes_and_what_the_living_hold_stays(url: str, hold: Hold) -> None:
+    hold(1, 2)
+    for suffix in ("2-of-2", "student.safetensors"):
+        Path(f"{url}.{suffix}.lock").write_text("{}")
+    sweep_locks(url)
+    assert [path.name for path in Path(url).parent.iterdir()] == ["busi.zarr.1-of-2.lock"]

@@ -274,6 +274,20 @@ def test_arrays_too_small_for_the_samples_are_mended(
         assert verify(open_store(str(url))) == (12, [])
 
 
+def test_a_damaged_key_of_a_former_view_is_named_and_mended(
+    built: tuple[Manifest, Path], store: Path, tokenizer: Tokenizer
+) -> None:
+    """Nobody reads it until the view is asked for again."""
+    settings: dict[str, Any] = {"size": small.SIZE_PX}
+    receipt = open_store(str(store)).receipt()
+    encode(built[0], str(store), tokenizer, views=1, **settings)
+    flip_bit(chunk(store, "key", 1, 0))
+    found = [(fault["kind"], fault["file"]) for fault in faults(store)]
+    assert found == [("damaged", "key/c/1/0/0")]
+    encode(built[0], str(store), tokenizer, views=2, repair=True, **settings)
+    assert open_store(str(store)).receipt() == receipt
+
+
 # --- encoded once more
 
 

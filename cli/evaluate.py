@@ -9,15 +9,18 @@ from rich.table import Table
 
 from cli.ceiling import say_why_no_psnr, show_ceiling
 from cli.options import (
+    average_option,
     device_option,
     emit,
     json_option,
     latents_option,
     progress_bar,
-    run_option,
+    runs_option,
 )
+from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
+    from lmm.averaging import Average
     from lmm.metrics import HD95
 
 DEFINITIONS = {
@@ -27,7 +30,7 @@ DEFINITIONS = {
 
 
 @click.command("evaluate")
-@run_option
+@runs_option
 @latents_option
 @click.option(
     "--split",
@@ -53,6 +56,13 @@ DEFINITIONS = {
     is_flag=True,
     help="Score the masks of the run's student as well; the frozen decoder's remain the scores.",
 )
+@average_option("the store's views, with nothing encoded")
+@click.option(
+    "--confidence",
+    "sure",
+    is_flag=True,
+    help="Say how sure each mask is and whether the grey maps are calibrated; averages always do.",
+)
 @click.option(
     "--hd95",
     type=click.Choice(["monai", "pooled"]),
@@ -71,22 +81,32 @@ DEFINITIONS = {
     type=click.Path(path_type=Path),
     help="Folder to write the predicted masks to, PNG; with --native at the originals' own size.",
 )
+@click.option(
+    "--grey",
+    is_flag=True,
+    help="Also write the grey maps before the threshold, to grey/ in the folder of --masks.",
+)
 @device_option
 @json_option
 def command(
-    run_path: Path,
+    run_paths: tuple[Path, ...],
     latents: str,
     split: str,
     native: bool,
     with_ceiling: bool,
     with_student: bool,
+    average: "Average",
+    sure: bool,
     hd95: "HD95",
     allow_seen: bool,
     masks: Path | None,
+    grey: bool,
     device: str,
     as_json: bool,
 ) -> None:
     """Score a run on one split: DSC, IoU and HD95 of each image and of all.
+
+    Of several runs, or with --average, the mean grey map is scored; the first run keeps the scores.
 
     \b
     Example:
@@ -97,24 +117,32 @@ def command(
     from pipeline.device import choose_device
     from pipeline.store import open_store
 
-    run, store = open_run(run_path), open_store(latents)
+    if grey and masks is None:
+        raise UsageError("--grey has no folder to write to", "--masks FOLDER")
+    (run, *others), store = [open_run(path) for path in run_paths], open_store(latents)
     chosen = choose_device(device)
-    wanted = Wanted(hd95, native, with_ceiling, with_student)
+    wanted = Wanted(hd95, native, with_ceiling, with_student, average, sure, grey)
     with progress_bar("evaluate", "decodes") as progress:
-        evaluation = evaluate(run, store, split, chosen, wanted, progress, allow_seen=allow_seen)
+        evaluation = evaluate(
+            run, store, split, chosen, wanted, progress, others=others, allow_seen=allow_seen
+        )
     path = write_evaluation(evaluation, run.path / "evaluate")
     if masks:
         write_masks(evaluation, masks)
-    summary = {**evaluation.summary, "run": str(run.path), "per_image": str(path)}
+    said = {"run": str(run.path), "per_image": str(path), "seconds": evaluation.seconds}
+    summary = {**evaluation.summary, **said}
     if with_ceiling:
         say_why_no_psnr(summary["ceiling"])
     emit(summary, as_json, lambda: _show(summary))
 
 
 def _show(summary: dict[str, Any]) -> None:
+    from lmm.evaluate.members import average_in_words
     from lmm.run.lineage import seen_in_words
 
     title = f"{summary['split']}: {summary['n']} images"
+    if "average" in summary:
+        title += f", {average_in_words(summary)}"
     _scores(f"{title} at {summary['size']} px", summary)
     if "without_twins" in summary:
         _without_twins(summary)
@@ -127,10 +155,22 @@ def _show(summary: dict[str, Any]) -> None:
             click.echo(f"agrees with the frozen decoder at DSC {agreement:.4f}")
     if "ceiling" in summary:
         show_ceiling("the tokenizer's ceiling", summary["ceiling"])
+    if "confidence" in summary:
+        _confidence(summary["confidence"])
     if words := seen_in_words(summary["seen"], summary["n"]):
         click.echo(words)
     click.echo(f"HD95 by the definition of {DEFINITIONS[summary['hd95_definition']]}")
     click.echo(f"per image: {summary['per_image']}")
+
+
+def _confidence(found: dict[str, Any]) -> None:
+    click.echo(
+        f"the {found['surest_share']:.0%} of the images that are surest: "
+        f"DSC {found['dsc_of_surest']:.4f}"
+    )
+    alone = f", {found['ece_alone']:.4f} before averaging" if "ece_alone" in found else ""
+    if found["ece"] is not None:
+        click.echo(f"calibration error of the grey maps {found['ece']:.4f}{alone}")
 
 
 def _without_twins(summary: dict[str, Any]) -> None:

@@ -1,15 +1,9 @@
 """A run and a store in, scores of every image out."""
 
 from lmm.evaluate.cells import read_cells
+from lmm.evaluate.evaluation import Evaluation, Wanted, write_evaluation, write_masks
 from lmm.evaluate.files import find_scored, read_evaluations, read_per_image
-from lmm.evaluate.scoring import (
-    Evaluation,
-    Wanted,
-    evaluate,
-    predict,
-    write_evaluation,
-    write_masks,
-)
+from lmm.evaluate.scoring import evaluate, predict
 
 __all__ = [
     "Evaluation",

@@ -2,7 +2,9 @@
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ import polars as pl
 from PIL import Image
 
 from lmm.run import Run, write_json
-from lmm.run.lineage import seen_among
+from lmm.run.lineage import ROLES, seen_among
 from lmm.splits import images_digest, rows_of_split
-from pipeline.errors import ArtefactError
+from pipeline.errors import ArtefactError, UsageError
 from pipeline.files import replacing
 from pipeline.store import LatentStore
 from pipeline.telling import some_of
@@ -44,21 +46,40 @@ class Scored:
         return {role: len(names) for role, names in self.seen.items()}
 
 
-def find_scored(run: Run, store: LatentStore, split: str) -> Scored:
+def find_scored(
+    run: Run, store: LatentStore, split: str, *, others: Sequence[Run] = (), mark: str = ""
+) -> Scored:
     """What a run is scored on in a split of a store, and under which name.
 
     STORE-SPLIT is the very set of images that was this split when the run was made; any other, and
     all under imported weights, is STORE-DIGEST-SPLIT with the set's own digest: stores of two data
     sets may bear one name, and splits be drawn anew. Where the run has seen any, -seen follows.
 
-    raises  ArtefactError when the run's lineage cannot be read
+    others  runs that are averaged with it: seen is what any of them has
+    mark    what the name says of an average, before -seen: `evaluate` finds the plain by its name
+    raises  ArtefactError when a run's lineage cannot be read; UsageError when the split is another
+            set of images to one of the others, as folds are
     """
     samples = store.samples[rows_of_split(store.samples, split, run.fold)]
-    digest, lineage = images_digest(samples), run.lineage()
-    seen = None if lineage is None else seen_among(lineage, samples)
+    digest = images_digest(samples)
+    for one in others:
+        if images_digest(store.samples[rows_of_split(store.samples, split, one.fold)]) != digest:
+            raise UsageError(
+                f"the {split} split of {one.path} is other images than that of {run.path}",
+                "average runs of one fold, or score them on a split that they share",
+            )
+    seen = _seen_by([run, *others], samples)
     other = "" if run.held_out.get(split) == digest else f"-{digest[:8]}"
-    mark = "-seen" if seen and any(seen.values()) else ""
-    return Scored(samples, digest, seen, f"{store.name}{other}-{split}{mark}")
+    seen_mark = "-seen" if seen and any(seen.values()) else ""
+    return Scored(samples, digest, seen, f"{store.name}{other}-{split}{mark}{seen_mark}")
+
+
+def _seen_by(runs: Sequence[Run], samples: pl.DataFrame) -> dict[str, list[str]] | None:
+    """What any of some runs has seen; None where that is not known, and no other has seen any."""
+    lineages = [run.lineage() for run in runs]
+    known = [seen_among(one, samples) for one in lineages if one is not None]
+    seen = {role: sorted({*chain(*(one[role] for one in known))}) for role in ROLES}
+    return seen if len(known) == len(runs) or any(seen.values()) else None
 
 
 def require_unseen(run: Run, store: LatentStore, split: str, scored: Scored) -> None:

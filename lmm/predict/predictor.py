@@ -1,5 +1,6 @@
 """A new image in, its mask at its own size out: tokenizer, LMM and decoder as one."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lmm.averaging import VIEWS, Average, View, average_greys, clean_view, drawn_views, turned_views
 from lmm.decoder import THRESHOLD, Grey, MaskDecoder, at_size
+from lmm.encoder import image_latent
 from lmm.latents import in_batches
 from lmm.model import LatentMappingModel
 from lmm.run import Run, open_run
-from pipeline.device import autocast, choose_device
+from pipeline.device import choose_device
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.images import (
     ImageError,
@@ -33,6 +36,10 @@ class Predictor:
     precision     arithmetic of LMM and D: fp32 or bf16
     e_precision   arithmetic of E; that of the store for the masks that `evaluate` scores
     window        of 16-bit images, as the store's were read; None for their full range
+    others        models of other runs, whose grey maps are averaged with the model's
+    average       over what of an image grey maps are averaged: none; views, drawn from its pixels;
+                  dihedral, its eight flips and quarter turns
+    views         how many are drawn, the clean one among them
     """
 
     def __init__(
@@ -43,8 +50,15 @@ class Predictor:
         precision: str,
         e_precision: str,
         window: Window | None = None,
+        *,
+        others: Sequence[LatentMappingModel] = (),
+        average: Average = "none",
+        views: int = VIEWS,
     ) -> None:
         self.model = model
+        self.others = others
+        self.average = average
+        self.views = views
         self.tokenizer = tokenizer
         self.decoder = MaskDecoder(tokenizer, precision)
         self.size = size
@@ -105,20 +119,18 @@ class Predictor:
         return grey
 
     def _grey_maps(self, pixels_u8: torch.Tensor) -> torch.Tensor:
-        z_image = self.decoder.scaled(self._image_mean(to_pm1(pixels_u8)))
-        with autocast(self.device, self.precision):
-            z_mask_hat = self.model(z_image)["out"]
-        return self.decoder(z_mask_hat.float())
+        models = (self.model, *self.others)
+        return average_greys(models, self.decoder, self._views(pixels_u8))[:, 0]
 
-    def _image_mean(self, pixels_pm1: torch.Tensor) -> torch.Tensor:
-        """μ of images as it lies in a store, what the LMM was trained on: float16."""
-        mean = self.tokenizer.encode(pixels_pm1, self.e_precision)[0].half()
-        finite = mean.isfinite().flatten(1).all(dim=1)
-        if self.e_precision == "fp32" or finite.all():
-            return mean
-        # As in `encode`: half precision overflows on some images that full precision encodes well.
-        again = self.tokenizer.encode(pixels_pm1, "fp32")[0].half()
-        return torch.where(finite.view(-1, 1, 1, 1), mean, again)
+    def _views(self, pixels_u8: torch.Tensor) -> Iterable[View]:
+        if self.average == "dihedral":
+            return turned_views(pixels_u8, self._image_latent)
+        if self.average == "views":
+            return drawn_views(pixels_u8, self.views, self._image_latent)
+        return [clean_view(self._image_latent(to_pm1(pixels_u8)))]
+
+    def _image_latent(self, pixels_pm1: torch.Tensor) -> torch.Tensor:
+        return image_latent(self.tokenizer, pixels_pm1, self.e_precision)
 
 
 def load(
@@ -128,6 +140,9 @@ def load(
     size: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    others: Sequence[str | Path | Run] = (),
+    average: Average = "none",
+    views: int = VIEWS,
 ) -> Predictor:
     """A run with its tokenizer, ready for images.
 
@@ -144,17 +159,33 @@ def load(
     precision  auto: E as the run's store was encoded, float32 for an imported run, LMM and D in
                float32, so that masks are those that `evaluate` scores; fp32 or bf16: all three in
                it, which changes masks where it is not what auto takes
-    raises     ArtefactError when there is no run, or the tokenizer is not the one whose latents it
-               maps; UsageError when tokenizer or size are missing, or contradict the run
+    others     runs whose grey maps are averaged with the run's, equally
+    average    none, views or dihedral; see `Predictor`
+    views      how many `views` draws of an image, the clean one among them
+    raises     ArtefactError when there is no run, the tokenizer is not the one whose latents it
+               maps, or one of the others reads images otherwise; UsageError when tokenizer or size
+               are missing, or contradict the run
     """
-    run = run if isinstance(run, Run) else open_run(Path(run))
+    run, *more = (one if isinstance(one, Run) else open_run(Path(one)) for one in (run, *others))
+    for other in more:
+        _require_alike(run, other)
     _require_said(run, tokenizer, size)
     side = _size_of(run, size)
     chosen = choose_device(device)
     loaded = _tokenizer_of(run, tokenizer, chosen)
     require_multiple(side, loaded)
     ours, of_e = ("fp32", run.e_precision) if precision == "auto" else (precision, precision)
-    return Predictor(run.model(chosen), loaded, side, ours, of_e, run.window)
+    return Predictor(
+        run.model(chosen),
+        loaded,
+        side,
+        ours,
+        of_e,
+        run.window,
+        others=[other.model(chosen) for other in more],
+        average=average,
+        views=views,
+    )
 
 
 def fault_of(grey: Grey, path: Path) -> ImageError | None:
@@ -164,6 +195,30 @@ def fault_of(grey: Grey, path: Path) -> ImageError | None:
         return None
     detail = "gives latents or a mask that are not finite"
     return ImageError(path, "not-finite", detail, "look at the image; --precision fp32")
+
+
+def _require_alike(run: Run, other: Run) -> None:
+    """Raise ArtefactError unless two runs read images alike, so that one latent is for both."""
+    for what in ("size", "tokenizer", "E's precision", "window", "latent channels"):
+        ours, theirs = (_reading(one)[what] for one in (run, other))
+        if ours != theirs:
+            raise ArtefactError(
+                f"{run.path} and {other.path} cannot be averaged: their {what} is {ours} and "
+                f"{theirs}",
+                "average runs on stores of one tokenizer, size and precision",
+            )
+
+
+def _reading(run: Run) -> dict[str, Any]:
+    """How a run reads images."""
+    store, tokenizer = run.description["store"], run.tokenizer
+    return {
+        "size": store and store["size"],
+        "tokenizer": tokenizer and tokenizer["digest"],
+        "E's precision": run.e_precision,
+        "window": run.window,
+        "latent channels": run.description["model"]["latent_channels"],
+    }
 
 
 def _size_of(run: Run, size: int | None) -> int:

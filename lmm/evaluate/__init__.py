@@ -2,18 +2,28 @@
 
 from lmm.evaluate.cells import read_cells
 from lmm.evaluate.evaluation import Evaluation, Wanted, write_evaluation, write_masks
-from lmm.evaluate.files import find_scored, read_evaluations, read_per_image
+from lmm.evaluate.files import (
+    find_scored,
+    read_averages,
+    read_evaluations,
+    read_per_image,
+    read_table,
+)
+from lmm.evaluate.members import average_in_words
 from lmm.evaluate.scoring import evaluate, predict
 
 __all__ = [
     "Evaluation",
     "Wanted",
+    "average_in_words",
     "evaluate",
     "find_scored",
     "predict",
+    "read_averages",
     "read_cells",
     "read_evaluations",
     "read_per_image",
+    "read_table",
     "write_evaluation",
     "write_masks",
 ]

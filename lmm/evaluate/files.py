@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +134,30 @@ def read_evaluations(run: Run, split: str) -> list[dict[str, Any]]:
     return sorted(last.values(), key=lambda one: (one["images_digest"] != digest, one["dataset"]))
 
 
+def read_averages(run: Run, split: str) -> dict[str, dict[str, Any]]:
+    """The summaries of averages that `evaluate` left in a run for a split, by their files' name.
+
+    One for each set of samples, average and members, the last written; none where there is none.
+    """
+    files = [*(run.path / FOLDER).glob(f"*-{split}-*.json")]
+    files.sort(key=lambda file: (file.stat().st_mtime_ns, file.name))
+    last: dict[str, tuple[str, dict[str, Any]]] = {}
+    for file in files:
+        one = json.loads(file.read_text())
+        if "average" in one and one["split"] == split:
+            same = json.dumps([one["images_digest"], one["average"], one["members"]])
+            last[same] = (file.stem, one)
+    return dict(sorted(last.values(), key=itemgetter(0)))
+
+
 def read_per_image(run: Run, store: LatentStore, split: str) -> pl.DataFrame:
     """The table, one row an image, that `evaluate` left in a run for a split of a store."""
-    return pl.read_parquet(run.path / FOLDER / f"{find_scored(run, store, split).name}.parquet")
+    return read_table(run, find_scored(run, store, split).name)
+
+
+def read_table(run: Run, name: str) -> pl.DataFrame:
+    """The table, one row an image, that `evaluate` left in a run under a name."""
+    return pl.read_parquet(run.path / FOLDER / f"{name}.parquet")
 
 
 def mask_png(mask: np.ndarray) -> bytes:

@@ -5,6 +5,7 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from lmm.evaluate import find_scored, read_evaluations, read_per_image
+from lmm.evaluate import (
+    average_in_words,
+    find_scored,
+    read_averages,
+    read_evaluations,
+    read_per_image,
+    read_table,
+)
 from lmm.evaluate.twins import groups_of
 from lmm.latents import load_latents
 from lmm.metrics import HD95, METRICS, Metric, score, summarise
-from lmm.report.charts import curves, histogram
+from lmm.report.charts import curves, histogram, sureness
 from lmm.report.pictures import FULL_PX, caption, image_uri, outline, ranks, side_px
 from lmm.report.recipe import commands, facts
 from lmm.report.tables import require_one_hd95, short_name
@@ -146,6 +154,10 @@ def _describe(run: Run, samples: Samples, evaluations: list[dict[str, Any]]) -> 
     """Everything the template shows of one run."""
     store, scores = samples.store, evaluations[0]
     per_image = read_per_image(run, store, scores["split"])
+    averages = read_averages(run, scores["split"])
+    of_averages = chain.from_iterable(
+        sureness(read_table(run, name), one) for name, one in averages.items()
+    )
     rows = per_image.drop("prediction_png").sort("dsc", "sample_id").to_dicts()
     return {
         "name": run.path.name,
@@ -153,7 +165,8 @@ def _describe(run: Run, samples: Samples, evaluations: list[dict[str, Any]]) -> 
         "url": store.url,
         "root": store.attributes["root"],
         "scores": scores,
-        "evaluations": [(one, _standing(run, one)) for one in evaluations],
+        "evaluations": [(one, _standing(run, one)) for one in (*evaluations, *averages.values())],
+        "sureness": [*sureness(per_image, scores), *of_averages],
         "seen": seen_in_words(scores["seen"], scores["n"]),
         "loss": "imported" if run.imported else run.description["settings"]["loss"],
         "curves": [] if run.imported else curves(run),
@@ -172,7 +185,8 @@ def _standing(run: Run, scores: Mapping[str, Any]) -> str:
     """What a row of scores says of how its images stand to the run; nothing of those held out."""
     held_out = run.imported or scores["images_digest"] == run.held_out.get(scores["split"])
     seen = seen_in_words(scores["seen"], scores["n"])
-    return seen or ("" if held_out else "not trained on")
+    standing = seen or ("" if held_out else "not trained on")
+    return ", ".join(filter(None, [average_in_words(scores), standing]))
 
 
 def _columns(per_image: pl.DataFrame) -> list[tuple[str, str, Metric]]:

@@ -246,6 +246,19 @@ def test_the_commands_average_and_leave_the_plain_scores_alone(
     assert 0 <= table["confidence"][0] <= 1
 
 
+def test_people_read_what_was_averaged_and_how_sure_it_is(run: Run, small_store: str) -> None:
+    words = ["evaluate", "--run", str(run.path), "--latents", small_store, "--device", "cpu"]
+    averaged = CliRunner().invoke(main, [*words, "--average", "views"])
+    assert averaged.exit_code == 0, averaged.output
+    assert "images, mean of 3 views at 64 px" in averaged.stdout
+    assert "the 80% of the images that are surest: DSC " in averaged.stdout
+    assert "before averaging" in averaged.stdout
+    alone = CliRunner().invoke(main, [*words, "--confidence"])
+    assert "calibration error of the grey maps " in alone.stdout
+    assert "before averaging" not in alone.stdout
+    assert "surest" not in CliRunner().invoke(main, words).stdout
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -97,6 +97,28 @@ run_option = click.option(
 )
 
 
+runs_option = click.option(
+    "--run",
+    "run_paths",
+    type=click.Path(path_type=Path),
+    required=True,
+    multiple=True,
+    help="Run directory, as gms-lmm train writes it; several times: their grey maps are averaged.",
+)
+
+
+def average_option(views: str) -> Callable[[Command], Command]:
+    """The option --average; `views` says which views are averaged."""
+    return click.option(
+        "--average",
+        type=click.Choice(["none", "views", "dihedral"]),
+        default="none",
+        show_default=True,
+        help=f"Average the grey maps over {views}, or over an image's eight flips and quarter"
+        " turns, each of them encoded.",
+    )
+
+
 def setting_options(*names: str, of: type = TrainSettings) -> Callable[[Command], Command]:
     """Options for settings of a training run, in this order: each as its settings have it."""
 

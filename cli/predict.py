@@ -6,22 +6,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import (
+    average_option,
     device_option,
     emit,
     images_at_a_time_option,
     json_option,
     predict_precision_option,
     progress_bar,
-    run_option,
+    runs_option,
 )
-from pipeline.errors import InputError
+from pipeline.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from lmm.averaging import Average
     from lmm.predict.files import Prediction
 
 
 @click.command("predict")
-@run_option
+@runs_option
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option(
     "-o",
@@ -33,6 +35,18 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--grey", is_flag=True, help="Also write the grey maps before the threshold, to grey/ therein."
+)
+@click.option(
+    "--confidence",
+    type=click.Path(path_type=Path),
+    help="CSV file to write each image's confidence to: the DSC that its grey map expects.",
+)
+@average_option("--views drawn views of an image")
+@click.option(
+    "--views",
+    type=click.IntRange(2),
+    help="Views of an image that --average views draws and encodes, the clean one among them."
+    "  [default: 8]",
 )
 @click.option(
     "--tokenizer",
@@ -50,10 +64,13 @@ if TYPE_CHECKING:
 @device_option
 @json_option
 def command(
-    run_path: Path,
+    run_paths: tuple[Path, ...],
     images: tuple[str, ...],
     output: Path,
     grey: bool,
+    confidence: Path | None,
+    average: "Average",
+    views: int | None,
     tokenizer: str | None,
     size: int | None,
     batch_size: int | None,
@@ -64,6 +81,7 @@ def command(
     """Segment new images: a mask for each, at the image's own size.
 
     IMAGE is a file, a folder (its own image files, not those of its folders) or a glob.
+    Of several runs, or with --average, the mean grey map becomes the mask.
     An image that cannot be read is named at the end, with exit code 3; the other masks are written.
 
     \b
@@ -72,23 +90,40 @@ def command(
     """
     from pipeline.images.files import find_images, require_distinct_stems
 
+    if views and average != "views":
+        raise UsageError("--views is for --average views alone", "--average views, or no --views")
     found = find_images(images)
     require_distinct_stems(found)
 
+    from lmm.averaging import VIEWS
     from lmm.predict import load
-    from lmm.predict.files import predict_files
+    from lmm.predict.files import predict_files, write_confidence
 
-    model = load(run_path, tokenizer=tokenizer, size=size, device=device, precision=precision)
+    run_path, *others = run_paths
+    model = load(
+        run_path,
+        tokenizer=tokenizer,
+        size=size,
+        device=device,
+        precision=precision,
+        others=others,
+        average=average,
+        views=views or VIEWS,
+    )
     with progress_bar("predict", "images") as progress:
         done = predict_files(
             model, found, output, grey=grey, batch_size=batch_size, progress=progress
         )
+    averaged = average != "none" or len(run_paths) > 1
+    if confidence:
+        write_confidence(done, confidence)
     result = {
         "run": str(run_path),
         "n": done.n,
         "masks": str(output),
         "seconds": done.seconds,
         "images_per_s": done.images_per_s,
+        **({"average": average, "runs": [*map(str, run_paths)]} if averaged else {}),
         "skipped": [{"image": str(one.path), "fault": one.detail} for one in done.skipped],
     }
     emit(result, as_json, lambda: _show(result))

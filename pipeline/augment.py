@@ -141,7 +141,7 @@ def apply_views(
     parameters = plan.select(PARAMETERS).to_numpy()
     image_01 = to_01(image_u8)
 
-    moved = np.flatnonzero((parameters[:, :7] != [0, 0, 0, 0, 0, 1, 0]).any(axis=1))
+    moved = _moved(parameters)
     if moved.size:
         rows = torch.as_tensor(moved, device=image_u8.device)
         size = (mask.shape[-2], mask.shape[-1])
@@ -170,6 +170,44 @@ def apply_views(
         change = torch.as_tensor(parameters[coloured, 7:], dtype=torch.float32).to(image_01.device)
         image_01[rows] = _jitter_hsv(image_01[rows], change)
     return pm1_of(image_01), mask
+
+
+def undo_views(maps: torch.Tensor, plan: pl.DataFrame) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps of the planned views, carried back to the clean image; row i of the plan is for map i.
+
+    The inverse of the affine warp of `apply_views`, bilinear. What a view did not see of the clean
+    image weighs nothing, so that its mirrored borders are never read. Rows without geometry are not
+    resampled.
+
+    maps     (B, S, S) float
+    returns  (B, S, S) float32: the map at each pixel of the clean image, times its weight; and the
+             weights, 1 where the view saw the pixel and 0 where it did not, between them within a
+             pixel of the view's border
+    """
+    parameters = plan.select(PARAMETERS).to_numpy()
+    both = torch.stack([maps.float(), torch.ones_like(maps, dtype=torch.float32)], dim=1)
+    moved = _moved(parameters)
+    if moved.size:
+        rows = torch.as_tensor(moved, device=maps.device)
+        size = (maps.shape[-2], maps.shape[-1])
+        forth = affine_matrices(parameters[moved], size[0])
+        inverse = np.linalg.inv(forth[:, :, :2])
+        matrix = np.concatenate([inverse, -inverse @ forth[:, :, 2:]], axis=2)
+        both[rows] = kornia.geometry.transform.warp_affine(
+            both[rows],
+            torch.as_tensor(matrix, dtype=torch.float32, device=maps.device),
+            size,
+            mode="bilinear",
+            padding_mode="zeros",
+        )
+    weighted, weights = both.unbind(dim=1)
+    return weighted, weights
+
+
+def _moved(parameters: np.ndarray) -> np.ndarray:
+    """The rows of a plan whose views are other than their images in geometry."""
+    moved: np.ndarray = np.flatnonzero((parameters[:, :7] != [0, 0, 0, 0, 0, 1, 0]).any(axis=1))
+    return moved
 
 
 def affine_matrices(parameters: np.ndarray, size: int) -> np.ndarray:

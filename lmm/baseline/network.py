@@ -1,7 +1,7 @@
 """A network in pixels: built as MONAI has it, read from a run, and what it predicts of images."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,16 @@ def network_of(run: Run, device: torch.device) -> nn.Module:
     network = build_network(name, run.data["size"])
     load_weights(network, read_checkpoint(run.path / "best.safetensors")[0])
     return network.to(device).eval()
+
+
+def require_latents(runs: Sequence[Run]) -> None:
+    """Raise UsageError for a baseline among runs whose grey maps are to be averaged."""
+    for run in runs:
+        if run.is_baseline:
+            raise UsageError(
+                f"{run.path} is a baseline, and maps of models in latents alone are averaged",
+                "the baseline alone, without --average and another --run",
+            )
 
 
 def logits_of(network: nn.Module, image_pm1: Tensor, precision: str) -> Tensor:

@@ -18,7 +18,7 @@ from pipeline.tokenizer import load_tokenizer_of
 
 @dataclass(frozen=True)
 class Cells:
-    """The clean cells of some splits of a store, with their masks.
+    """The clean cells of some splits of a store, with their masks, and views where they are read.
 
     parts    one for each split, in the store's order
     decoder  D in float32, whatever a run was trained in, so that scores of runs compare
@@ -82,13 +82,19 @@ class PixelCells:
 
 
 def read_cells(
-    store: LatentStore, splits: Sequence[str], device: torch.device, fold: int | None = None
+    store: LatentStore,
+    splits: Sequence[str],
+    device: torch.device,
+    fold: int | None = None,
+    *,
+    views: int = 1,
 ) -> Cells:
     """The clean cells of some splits, on a device.
 
+    views   how many are read, from the clean one on
     fold    of the run that is scored; see `lmm.splits.rows_of_split`
     raises  ArtefactError when the store is not finished, or its tokenizer's weights have changed;
             UsageError when a split has no sample
     """
-    parts = [load_latents(store, name, views=1, fold=fold, device=device) for name in splits]
+    parts = [load_latents(store, name, views=views, fold=fold, device=device) for name in splits]
     return Cells(store, parts, MaskDecoder(load_tokenizer_of(store.tokenizer, device)))

@@ -2,8 +2,10 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from PIL import Image
 
 from lmm.baseline.pixels import Images, open_manifest
 from lmm.run import Run, write_json
-from lmm.run.lineage import seen_among
+from lmm.run.lineage import ROLES, seen_among
 from lmm.splits import images_digest, rows_of_split
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.files import replacing
@@ -46,21 +48,40 @@ class Scored:
         return {role: len(names) for role, names in self.seen.items()}
 
 
-def find_scored(run: Run, images: Images, split: str) -> Scored:
+def find_scored(
+    run: Run, images: Images, split: str, *, others: Sequence[Run] = (), mark: str = ""
+) -> Scored:
     """What a run is scored on in a split of a store or manifest, and under which name.
 
     STORE-SPLIT is the very set of images that was this split when the run was made; any other, and
     all under imported weights, is STORE-DIGEST-SPLIT with the set's own digest: stores of two data
     sets may bear one name, and splits be drawn anew. Where the run has seen any, -seen follows.
 
-    raises  ArtefactError when the run's lineage cannot be read
+    others  runs that are averaged with it: seen is what any of them has
+    mark    what the name says of an average, before -seen: `evaluate` finds the plain by its name
+    raises  ArtefactError when a run's lineage cannot be read; UsageError when the split is another
+            set of images to one of the others, as folds are
     """
     samples = images.samples[rows_of_split(images.samples, split, run.fold)]
-    digest, lineage = images_digest(samples), run.lineage()
-    seen = None if lineage is None else seen_among(lineage, samples)
+    digest = images_digest(samples)
+    for one in others:
+        if images_digest(images.samples[rows_of_split(images.samples, split, one.fold)]) != digest:
+            raise UsageError(
+                f"the {split} split of {one.path} is other images than that of {run.path}",
+                "average runs of one fold, or score them on a split that they share",
+            )
+    seen = _seen_by([run, *others], samples)
     other = "" if run.held_out.get(split) == digest else f"-{digest[:8]}"
-    mark = "-seen" if seen and any(seen.values()) else ""
-    return Scored(samples, digest, seen, f"{images.name}{other}-{split}{mark}")
+    seen_mark = "-seen" if seen and any(seen.values()) else ""
+    return Scored(samples, digest, seen, f"{images.name}{other}-{split}{mark}{seen_mark}")
+
+
+def _seen_by(runs: Sequence[Run], samples: pl.DataFrame) -> dict[str, list[str]] | None:
+    """What any of some runs has seen; None where that is not known, and no other has seen any."""
+    lineages = [run.lineage() for run in runs]
+    known = [seen_among(one, samples) for one in lineages if one is not None]
+    seen = {role: sorted({*chain(*(one[role] for one in known))}) for role in ROLES}
+    return seen if len(known) == len(runs) or any(seen.values()) else None
 
 
 def require_unseen(run: Run, images: Images, split: str, scored: Scored) -> None:
@@ -113,9 +134,30 @@ def read_evaluations(run: Run, split: str) -> list[dict[str, Any]]:
     return sorted(last.values(), key=lambda one: (one["images_digest"] != digest, one["dataset"]))
 
 
+def read_averages(run: Run, split: str) -> dict[str, dict[str, Any]]:
+    """The summaries of averages that `evaluate` left in a run for a split, by their files' name.
+
+    One for each set of samples, average and members, the last written; none where there is none.
+    """
+    files = [*(run.path / FOLDER).glob(f"*-{split}-*.json")]
+    files.sort(key=lambda file: (file.stat().st_mtime_ns, file.name))
+    last: dict[str, tuple[str, dict[str, Any]]] = {}
+    for file in files:
+        one = json.loads(file.read_text())
+        if "average" in one and one["split"] == split:
+            same = json.dumps([one["images_digest"], one["average"], one["members"]])
+            last[same] = (file.stem, one)
+    return dict(sorted(last.values(), key=itemgetter(0)))
+
+
 def read_per_image(run: Run, images: Images, split: str) -> pl.DataFrame:
     """The table, one row an image, that `evaluate` left in a run for a split of these."""
-    return pl.read_parquet(run.path / FOLDER / f"{find_scored(run, images, split).name}.parquet")
+    return read_table(run, find_scored(run, images, split).name)
+
+
+def read_table(run: Run, name: str) -> pl.DataFrame:
+    """The table, one row an image, that `evaluate` left in a run under a name."""
+    return pl.read_parquet(run.path / FOLDER / f"{name}.parquet")
 
 
 def open_images(run: Run, store: str | None, manifest: Path | None) -> Images:

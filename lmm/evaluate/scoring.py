@@ -1,8 +1,8 @@
 """Scores of a run on one split of a store: a table with one row an image, and a summary."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,66 +15,27 @@ from lmm.baseline.pixels import Images, read_pixels
 from lmm.decoder import THRESHOLD
 from lmm.evaluate.ceiling import ceiling_of
 from lmm.evaluate.cells import Cells, PixelCells, read_cells
-from lmm.evaluate.files import Scored, find_scored, mask_png, require_unseen, write_scores
+from lmm.evaluate.evaluation import Evaluation, Wanted
+from lmm.evaluate.files import Scored, find_scored, mask_png, require_unseen
+from lmm.evaluate.members import Members, averaged_greys
 from lmm.evaluate.native import Originals, file_of
-from lmm.evaluate.scorable import require_scorable
+from lmm.evaluate.sureness import Sureness
 from lmm.evaluate.twins import twins_in_train
 from lmm.metrics import HD95, KEYS, Scores, score, summarise
 from lmm.run import Run
 from lmm.splits import FOLD, digests_of_folds, groups_of
 from lmm.student.file import student_of
 from lmm.student.network import StudentDecoder
-from pipeline.files import replace_file
+from pipeline.errors import UsageError
 from pipeline.store import LatentStore
 from pipeline.telling import Progress, ticking
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What an evaluation is to hold beside the scores of the run's masks at the store's size.
-
-    hd95     definition of HD95; see `lmm.metrics.score`
-    native   scores against the original masks at their own size
-    ceiling  what the tokenizer alone scores; see `lmm.evaluate.ceiling.ceiling`
-    student  what the masks of the run's student score
-    """
-
-    hd95: HD95 = "monai"
-    native: bool = False
-    ceiling: bool = False
-    student: bool = False
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a run scores on a split.
-
-    name       SAMPLES-SPLIT: what its files are called
-    per_image  sample_id, dataset, class, dsc and iou (fractions), hd95 (px), missed, empty,
-               false_alarm;
-               with the original masks also native_dsc, native_iou, native_hd95 (px of the original)
-               and so on; twin_in_train, whether the run was trained on a twin, where the store
-               knows of twins and the run what it has seen; prediction_png, the predicted mask
-               at the store's size as a 1-bit PNG; in
-               order of sample_id
-    summary    keys as `gms-lmm evaluate --json` prints them
-    masks      (n, H, W) bool, the predictions, in the same order
-    native     with the original masks, the predictions at their size as `predict` writes them: PNG
-               files of 0 and 255; else None
-    """
-
-    name: str
-    per_image: pl.DataFrame
-    summary: dict[str, Any]
-    masks: np.ndarray
-    native: list[bytes] | None = None
 
 
 @dataclass(frozen=True)
 class Predicted:
     """What a model makes of cells, in order of sample_id.
 
-    z_mask_hat  (n, C, h, w) float32, scaled; None of a network in pixels
+    z_mask_hat  (n, C, h, w) float32, scaled; None of a network in pixels, and of an average
     masks       (n, H, W) bool: grey maps above 0.5
     """
 
@@ -93,6 +54,7 @@ def evaluate(
     wanted: Wanted = SCORES_ALONE,
     progress: Progress | None = None,
     *,
+    others: Sequence[Run] = (),
     allow_seen: bool = False,
 ) -> Evaluation:
     """Predict, decode with the frozen decoder and score every clean image of a split.
@@ -101,35 +63,58 @@ def evaluate(
     so does the network of a baseline, which reads the images themselves.
 
     images      a store; for a baseline also a manifest at the run's size
-    progress    called with (decodes done, decodes in all): one an image, with the ceiling three
-    allow_seen  score images that the run was trained or selected on, and say so in name and summary
-    raises      ArtefactError when the store was made with another tokenizer than the run was
-                trained on, when the run has seen any of the images, or when a run without a student
-                is asked for its; as `read_cells` does; with native scores, as
-                `lmm.evaluate.native.Originals` does
+    progress    called with (decodes done, decodes in all): one an image, with the ceiling three;
+                of averages one an image, look and run
+    others      runs whose grey maps are averaged with those of `run`, which keeps the scores
+    allow_seen  score images that a run was trained or selected on, and say so in name and summary
+    raises      ArtefactError when the store was made with another tokenizer than a run was
+                trained on, when a run has seen any of the images, or when a run without a student
+                is asked for its; UsageError for the student of an average, a baseline in one, views
+                of a store without any, or runs to which the split is not one set of images; as
+                `read_cells` does; with native scores, as `lmm.evaluate.native.Originals` does;
+                under `dihedral` as `lmm.evaluate.members.averaged_greys` does
     """
-    require_scorable(run, images, more=wanted.ceiling or wanted.student)
-    scored = find_scored(run, images, split)
+    members = Members((run, *others), wanted.average)
+    members.require_fit(images, more=wanted.ceiling or wanted.student)
+    if wanted.student and not members.alone:
+        raise UsageError("a student is of one run without averaging", "leave --student out")
+    scored = find_scored(run, images, split, others=others, mark=members.mark)
     if not allow_seen:
-        require_unseen(run, images, split, scored)
+        for one in members.runs:
+            require_unseen(one, images, split, find_scored(one, images, split))
+    started = time.monotonic()
     cells: Cells | PixelCells
-    model: nn.Module
     if isinstance(images, LatentStore) and not run.is_baseline:
-        cells, model = read_cells(images, [split], device, run.fold), run.model(device)
+        cells = read_cells(images, [split], device, run.fold, views=members.views(images))
     else:
-        cells, model = PixelCells(read_pixels(images, split, run.fold)), network_of(run, device)
+        cells = PixelCells(read_pixels(images, split, run.fold))
     ids = [cells.sample_ids[place] for place in cells.order]
-    originals = Originals(images, ids, wanted.hd95) if wanted.native else None
+    truths = cells.truths[cells.order]
+    originals = None
+    if wanted.native:
+        originals = Originals(images, ids, wanted.hd95, keep_greys=wanted.grey)
     student = student_of(run, device) if wanted.student else None
-    tick = ticking(progress, len(cells) * (3 if wanted.ceiling else 1))
+    sure = Sureness(truths) if wanted.sure or not members.alone else None
+    greys_kept: list[bytes] = [] if originals is None else originals.greys
+    decodes = members.decodes(images)
+    tick = ticking(progress, len(cells) * (decodes + (2 if wanted.ceiling else 0)))
 
-    def look(greys: torch.Tensor) -> None:
+    def look(greys: torch.Tensor, alone: Sequence[torch.Tensor] = ()) -> None:
         if originals:
             originals.score(greys)
-        tick(len(greys))
+        elif wanted.grey:
+            greys_kept.extend(file_of(grey) for grey in greys.cpu().numpy())
+        if sure:
+            sure.add(greys, alone)
+        tick(decodes * len(greys))
 
-    predicted = predict(model, cells, look)
-    truths = cells.truths[cells.order]
+    if members.alone:
+        model = network_of(run, device) if run.is_baseline else run.model(device)
+        predicted = predict(model, cells, look)
+    else:
+        assert isinstance(cells, Cells), "require_fit has asked for it"
+        predicted = _averaged(members, cells, look)
+    seconds = time.monotonic() - started
     scores = score(predicted.masks, truths, hd95=wanted.hd95)
     columns = dict(scores)
     groups = groups_of(images.samples, ids)
@@ -137,7 +122,11 @@ def evaluate(
         "split": split,
         **summarise(scores, groups=groups),
         **_what_was_scored(run, images, scored, wanted.hd95),
+        **({} if members.alone else members.describe(images, len(ids))),
     }
+    if sure:
+        columns["confidence"] = sure.confidence
+        summary["confidence"] = sure.summary(scores["dsc"])
     if split == FOLD:
         summary["folds"] = digests_of_folds(images.samples)
     if originals:
@@ -146,9 +135,9 @@ def evaluate(
     if student:
         summary["student"] = _of_student(student, predicted, truths, groups, wanted.hd95)
     if wanted.ceiling:
-        assert isinstance(cells, Cells), "require_scorable has asked for it"
+        assert isinstance(cells, Cells), "require_fit has asked for it"
         summary["ceiling"] = ceiling_of(cells, split, tick, wanted.hd95).summary
-    twins = twins_in_train(run.lineage(), images.samples, ids)
+    twins = twins_in_train(members.lineage(), images.samples, ids)
     if twins is not None:
         columns["twin_in_train"] = twins
         if twins.any():
@@ -156,8 +145,15 @@ def evaluate(
     per_image = _per_image(images, ids, columns, predicted.masks)
     if by_class := _by_class(per_image, list(scores)):
         summary["by_class"] = by_class
-    native = originals.predictions if originals else None
-    return Evaluation(scored.name, per_image, summary, predicted.masks, native)
+    return Evaluation(
+        scored.name,
+        per_image,
+        summary,
+        predicted.masks,
+        native=originals.predictions if originals else None,
+        greys=greys_kept if wanted.grey else None,
+        seconds=seconds,
+    )
 
 
 def predict(
@@ -180,6 +176,16 @@ def predict(
     return Predicted(z_mask_hat, np.concatenate(masks))
 
 
+def _averaged(members: Members, cells: Cells, look: Callable[..., None]) -> Predicted:
+    """As `predict`, of runs and looks together; `look` gets what each run says alone as well."""
+    masks = []
+    for maps in averaged_greys(members, cells):
+        greys, *alone = maps.unbind(dim=1)
+        masks.append((greys > THRESHOLD).cpu().numpy())
+        look(greys, alone)
+    return Predicted(None, np.concatenate(masks))
+
+
 def _of_some(chosen: np.ndarray, scores: Scores, groups: np.ndarray) -> dict[str, Any] | None:
     """The summary of some of the images; None where there is none."""
     if not chosen.any():
@@ -195,7 +201,7 @@ def _of_student(
     hd95: HD95,
 ) -> dict[str, Any]:
     """What a student's masks score, and how well they agree with those of the frozen decoder."""
-    assert predicted.z_mask_hat is not None, "a run with a student maps latents"
+    assert predicted.z_mask_hat is not None, "of a baseline and of an average it is refused"
     masks = student.masks(predicted.z_mask_hat)
     scores = summarise(score(masks, truths, hd95=hd95), groups=groups)
     agreement = student.agreement(predicted.z_mask_hat, torch.from_numpy(predicted.masks))
@@ -241,19 +247,3 @@ def _by_class(per_image: pl.DataFrame, columns: list[str]) -> dict[str, Any]:
 
 def _means(summary: dict[str, Any]) -> dict[str, Any]:
     return {key: summary[key] for key in ("n", *KEYS)}
-
-
-def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
-    """Write NAME.parquet and NAME.json into `folder`; returns the parquet's path."""
-    return write_scores(folder, evaluation.name, evaluation.per_image, evaluation.summary)
-
-
-def write_masks(evaluation: Evaluation, folder: Path) -> None:
-    """Write each predicted mask as FOLDER/sample_id.png, 0 and 255.
-
-    At the store's size; of an evaluation against the original masks at theirs.
-    """
-    contents = evaluation.native or [file_of(mask) for mask in evaluation.masks]
-    for name, content in zip(evaluation.per_image["sample_id"], contents, strict=True):
-        # A sample id comes from a file stem and holds no separator.
-        replace_file(folder / f"{name}.png", content)

@@ -1,5 +1,6 @@
 """New images in, masks at their own size out."""
 
-from lmm.predict.predictor import Predictor, load
+from lmm.predict.loading import load
+from lmm.predict.predictor import Predictor
 
 __all__ = ["Predictor", "load"]

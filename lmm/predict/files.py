@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from PIL import Image
 
+from lmm.confidence import expected_dsc
 from lmm.decoder import THRESHOLD, at_size
 from lmm.predict.predictor import Predictor, fault_of
 from pipeline.ahead import map_ahead
@@ -30,11 +32,13 @@ class Prediction:
     n        masks written
     seconds  from the first image read to the last mask written
     skipped  the images that have no mask, each with its fault
+    confidence  of each image that has a mask: the DSC that its grey map expects, in order
     """
 
     n: int
     seconds: float
     skipped: list[ImageError]
+    confidence: dict[Path, float]
 
     @property
     def images_per_s(self) -> float:
@@ -76,13 +80,30 @@ def predict_files(
     )
     batches = _batches(pictures, batch_size or model.at_a_time)
     maps = _sound(_grey_maps(model, batches, batch_size), skipped)
-    n = 0
-    for n, _ in enumerate(map_ahead(partial(_write, out=out, grey_folder=grey_folder), maps), 1):
+    confidence = {}
+    for one, sure in map_ahead(partial(_write, out=out, grey_folder=grey_folder), maps):
+        confidence[one.path] = sure
         if progress:
-            progress(n + len(skipped), len(images))
+            progress(len(confidence) + len(skipped), len(images))
     if progress and skipped:
         progress(len(images), len(images))
-    return Prediction(n, time.monotonic() - started, skipped)
+    return Prediction(len(confidence), time.monotonic() - started, skipped, confidence)
+
+
+def write_confidence(done: Prediction, path: Path) -> None:
+    """Write a CSV file with the columns image and confidence, in order of the images.
+
+    raises  UsageError when it cannot be written
+    """
+    rows = [(str(image), sure) for image, sure in done.confidence.items()]
+    table = pl.DataFrame(rows, {"image": pl.String, "confidence": pl.Float64}, orient="row")
+    try:
+        with replacing(path) as partial:
+            table.write_csv(partial)
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror or error}", "--confidence another file"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -137,11 +158,13 @@ def _grey_maps(
             yield fault_of(grey, one.path) or replace(one, pixels=grey)
 
 
-def _write(one: _Picture, out: Path, grey_folder: Path | None) -> None:
+def _write(one: _Picture, out: Path, grey_folder: Path | None) -> tuple[_Picture, float]:
+    """Write the files of a grey map; returns it with its confidence."""
     grey, name = at_size(one.pixels, one.height, one.width), f"{one.path.stem}.png"
     _save((grey > THRESHOLD) * np.uint8(255), out / name)
     if grey_folder:
         _save(np.rint(grey * 255).astype(np.uint8), grey_folder / name)
+    return one, float(expected_dsc(one.pixels[None])[0])
 
 
 def _save(pixels_u8: NDArray[np.uint8], path: Path) -> None:

@@ -1,7 +1,7 @@
 """A new image in, its mask at its own size out: tokenizer, LMM and decoder as one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +9,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lmm.baseline.network import grey_maps, network_of
+from lmm.averaging import VIEWS, Average, View, average_greys, clean_view, drawn_views, turned_views
+from lmm.baseline.network import grey_maps
 from lmm.decoder import THRESHOLD, Grey, MaskDecoder, at_size
+from lmm.encoder import image_latent
 from lmm.latents import images_at_a_time, in_batches
 from lmm.model import LatentMappingModel
-from lmm.run import Run, open_run
-from pipeline.device import autocast, choose_device
-from pipeline.errors import ArtefactError, UsageError
 from pipeline.images import (
     ImageError,
     ImageU8,
@@ -26,7 +25,7 @@ from pipeline.images import (
     resize_image,
 )
 from pipeline.pixels import to_pm1
-from pipeline.tokenizer import Tokenizer, load_tokenizer, load_tokenizer_of, require_multiple
+from pipeline.tokenizer import Tokenizer
 
 
 class Predictor(ABC):
@@ -107,6 +106,10 @@ class LatentPredictor(Predictor):
 
     precision    arithmetic of LMM and D
     e_precision  arithmetic of E; that of the store for the masks that `evaluate` scores
+    others       models of other runs, whose grey maps are averaged with the model's
+    average      over what of an image grey maps are averaged: none; views, drawn from its pixels;
+                 dihedral, its eight flips and quarter turns
+    views        how many are drawn, the clean one among them
     """
 
     def __init__(
@@ -117,32 +120,37 @@ class LatentPredictor(Predictor):
         precision: str,
         e_precision: str,
         window: Window | None = None,
+        *,
+        others: Sequence[LatentMappingModel] = (),
+        average: Average = "none",
+        views: int = VIEWS,
     ) -> None:
         super().__init__(size, precision, tokenizer.device, window)
         self.model = model
         self.tokenizer = tokenizer
         self.decoder = MaskDecoder(tokenizer, precision)
         self.e_precision = e_precision
+        self.others = others
+        self.average = average
+        self.views = views
 
     def _grey_maps(self, pixels_u8: torch.Tensor, count: int) -> Iterator[torch.Tensor]:
         return in_batches(self._greys, pixels_u8, count)
 
     @torch.inference_mode()
     def _greys(self, pixels_u8: torch.Tensor) -> torch.Tensor:
-        z_image = self.decoder.scaled(self._image_mean(to_pm1(pixels_u8)))
-        with autocast(self.device, self.precision):
-            z_mask_hat = self.model(z_image)["out"]
-        return self.decoder(z_mask_hat.float())
+        models = (self.model, *self.others)
+        return average_greys(models, self.decoder, self._views(pixels_u8))[:, 0]
 
-    def _image_mean(self, pixels_pm1: torch.Tensor) -> torch.Tensor:
-        """μ of images as it lies in a store, what the LMM was trained on: float16."""
-        mean = self.tokenizer.encode(pixels_pm1, self.e_precision)[0].half()
-        finite = mean.isfinite().flatten(1).all(dim=1)
-        if self.e_precision == "fp32" or finite.all():
-            return mean
-        # As in `encode`: half precision overflows on some images that full precision encodes well.
-        again = self.tokenizer.encode(pixels_pm1, "fp32")[0].half()
-        return torch.where(finite.view(-1, 1, 1, 1), mean, again)
+    def _views(self, pixels_u8: torch.Tensor) -> Iterable[View]:
+        if self.average == "dihedral":
+            return turned_views(pixels_u8, self._image_latent)
+        if self.average == "views":
+            return drawn_views(pixels_u8, self.views, self._image_latent)
+        return [clean_view(self._image_latent(to_pm1(pixels_u8)))]
+
+    def _image_latent(self, pixels_pm1: torch.Tensor) -> torch.Tensor:
+        return image_latent(self.tokenizer, pixels_pm1, self.e_precision)
 
 
 class PixelPredictor(Predictor):
@@ -158,45 +166,6 @@ class PixelPredictor(Predictor):
         return grey_maps(self.network, pixels_u8, self.precision, count)
 
 
-def load(
-    run: str | Path | Run,
-    *,
-    tokenizer: str | None = None,
-    size: int | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-) -> Predictor:
-    """A run with its tokenizer, or of a baseline alone, ready for images.
-
-        import lmm.predict
-
-        model = lmm.predict.load("runs/busi-lm")
-        mask = model("scan.png")
-
-    run        a run directory
-    tokenizer  name, path or hub id; only for a run whose description names none (of
-               `import-checkpoint`), or where the weights now lie elsewhere
-    size       side the images are resized to, px; only for a run that does not say it
-    device     auto, cpu, cuda, …
-    precision  auto: E as the run's store was encoded, float32 for an imported run, LMM and D in
-               float32, so that masks are those that `evaluate` scores; fp32 or bf16: all three in
-               it, which changes masks where it is not what auto takes
-    raises     ArtefactError when there is no run, or the tokenizer is not the one whose latents it
-               maps; UsageError when tokenizer or size are missing, or contradict the run
-    """
-    run = run if isinstance(run, Run) else open_run(Path(run))
-    _require_said(run, tokenizer, size)
-    side = _size_of(run, size)
-    chosen = choose_device(device)
-    if run.is_baseline:
-        arithmetic = "fp32" if precision == "auto" else precision
-        return PixelPredictor(network_of(run, chosen), side, arithmetic, run.window)
-    loaded = _tokenizer_of(run, tokenizer, chosen)
-    require_multiple(side, loaded)
-    ours, of_e = ("fp32", run.e_precision) if precision == "auto" else (precision, precision)
-    return LatentPredictor(run.model(chosen), loaded, side, ours, of_e, run.window)
-
-
 def fault_of(grey: Grey, path: Path) -> ImageError | None:
     """What is wrong with a grey map, as a fault of its image; None when it is finite."""
     # A comparison with NaN is False: it would pass for background.
@@ -204,57 +173,3 @@ def fault_of(grey: Grey, path: Path) -> ImageError | None:
         return None
     detail = "gives latents or a mask that are not finite"
     return ImageError(path, "not-finite", detail, "look at the image; --precision fp32")
-
-
-def _size_of(run: Run, size: int | None) -> int:
-    """Side of what the model reads, px: the run's own, or the one given for an imported run."""
-    own = run.data
-    if own is None:
-        assert size is not None, "_require_said has asked for it"
-        return size
-    if size not in (None, own["size"]):
-        raise UsageError(
-            f"{run.path} was trained at {own['size']} px, asked for is {size} px", "no --size"
-        )
-    return int(own["size"])
-
-
-def _require_said(run: Run, tokenizer: str | None, size: int | None) -> None:
-    unsaid = []
-    if run.is_baseline:
-        if tokenizer is not None:
-            raise UsageError(f"{run.path} is a baseline, which has no tokenizer", "no --tokenizer")
-        return
-    if run.tokenizer is None and tokenizer is None:
-        unsaid.append("--tokenizer")
-    if run.data is None and size is None:
-        unsaid.append("--size")
-    if unsaid:
-        raise UsageError(
-            f"{run.path} was imported, and does not say what {' and '.join(unsaid)} are",
-            "give what its weights were trained with: the GMS authors' are for "
-            "--tokenizer sd-vae --size 224",
-        )
-
-
-def _tokenizer_of(run: Run, name: str | None, device: torch.device) -> Tokenizer:
-    """The tokenizer whose latents the model maps, checked by digest where the run says one."""
-    trained = run.tokenizer
-    if name is None:
-        assert trained is not None, "_require_said has asked for it"
-        return load_tokenizer_of(trained, device)
-    tokenizer = load_tokenizer(name, device)
-    if trained is not None and tokenizer.digest != trained["digest"]:
-        raise ArtefactError(
-            f"{run.path} was trained on latents of {trained['name']!r} ({trained['digest'][:12]}), "
-            f"tokenizer {name!r} is {tokenizer.digest[:12]}",
-            "leave --tokenizer out, or say where the run's own weights lie",
-        )
-    channels = run.description["model"]["latent_channels"]
-    if tokenizer.latent_channels != channels:
-        raise ArtefactError(
-            f"{run.path} maps latents of {channels} channels, "
-            f"tokenizer {name!r} has {tokenizer.latent_channels}",
-            "--tokenizer the one that its weights were trained with",
-        )
-    return tokenizer

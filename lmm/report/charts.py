@@ -1,11 +1,14 @@
-"""Charts of the report as geometry for its SVG: training curves and histogram."""
+"""Charts of the report as geometry for its SVG: training curves, histogram, confidence."""
 
 import json
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import polars as pl
 
+from lmm.evaluate import average_in_words
 from lmm.run import Run
 
 LEFT, TOP, WIDTH, HEIGHT = 44, 10, 306, 150  # the plot's place in the template's viewBox, px
@@ -71,3 +74,67 @@ def histogram(dsc: np.ndarray) -> dict[str, Any]:
     ]
     ticks = [(f"{TOP + HEIGHT - scale * mark:.1f}", f"{mark:g}") for mark in marks]
     return {"bars": bars, "ticks": ticks, "median": f"{100 * float(np.median(dsc)):.2f}"}
+
+
+def sureness(per_image: pl.DataFrame, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Charts of how sure masks and grey maps are, and what they say; none where that is unknown."""
+    if "confidence" not in scores:
+        return []
+    found = scores["confidence"]
+    of = f" of the {words}" if (words := average_in_words(scores)) else ""
+    columns = (per_image[name].to_numpy() for name in ("confidence", "dsc"))
+    surest = f"the surest {found['surest_share']:.0%} have DSC {100 * found['dsc_of_surest']:.2f} %"
+    figures = [
+        {
+            "caption": f"DSC by confidence{of}: {surest}",
+            "axis": "confidence",
+            **dsc_by_confidence(per_image["sample_id"], *columns),
+        }
+    ]
+    if found["ece"] is not None:
+        before = (
+            f", {100 * found['ece_alone']:.2f} % before averaging" if "ece_alone" in found else ""
+        )
+        figures.append(
+            {
+                "caption": f"Foreground by grey value{of}: calibration error "
+                f"{100 * found['ece']:.2f} %{before}",
+                "axis": "grey",
+                **calibration(found["curve"]),
+            }
+        )
+    return figures
+
+
+def dsc_by_confidence(
+    sample_ids: Iterable[str], confidence: np.ndarray, dsc: np.ndarray
+) -> dict[str, Any]:
+    """A dot an image: how sure its mask is, and how good; on the diagonal it is as good as sure."""
+    says = [
+        f"{name}: confidence {100 * sure:.1f} %, DSC {100 * good:.1f} %"
+        for name, sure, good in zip(sample_ids, confidence, dsc, strict=True)
+    ]
+    return _in_per_cent(confidence, dsc, says)
+
+
+def calibration(curve: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A dot a bin: mean grey value and share of foreground; calibrated maps are on the diagonal.
+
+    curve  as `lmm.confidence.Calibration.curve` gives it
+    """
+    grey, truth = (np.array([one[key] for one in curve]) for key in ("grey", "truth"))
+    says = [
+        f"{one['pixels']} pixels of grey {100 * one['grey']:.1f} %: "
+        f"{100 * one['truth']:.1f} % are foreground"
+        for one in curve
+    ]
+    return _in_per_cent(grey, truth, says)
+
+
+def _in_per_cent(x: np.ndarray, y: np.ndarray, says: Sequence[str]) -> dict[str, Any]:
+    """Dots at fractions x and y, both axes from 0 to 100 %."""
+    across, down = LEFT + WIDTH * x, TOP + HEIGHT * (1 - y)
+    ticks = [(f"{TOP + HEIGHT * (1 - mark / 100):.1f}", f"{mark}") for mark in range(0, 101, 20)]
+    dots = [(f"{a:.1f}", f"{b:.1f}", of) for a, b, of in zip(across, down, says, strict=True)]
+    ends = {"x1": LEFT, "y1": TOP + HEIGHT, "x2": LEFT + WIDTH, "y2": TOP}
+    return {"dots": dots, "ticks": ticks, "diagonal": ends}

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import kornia.filters
@@ -14,15 +15,18 @@ from PIL import Image
 
 from lmm.baseline.pixels import Images, Pixels, read_pixels
 from lmm.evaluate import (
+    average_in_words,
     find_scored,
     open_scored,
+    read_averages,
     read_evaluations,
     read_per_image,
+    read_table,
     where_scored,
 )
 from lmm.latents import Latents, load_latents
 from lmm.metrics import HD95, METRICS, Metric, score, summarise
-from lmm.report.charts import curves, histogram
+from lmm.report.charts import curves, histogram, sureness
 from lmm.report.html import render
 from lmm.report.pictures import (
     FULL_PX,
@@ -142,6 +146,10 @@ def _describe(run: Run, samples: Samples, evaluations: list[dict[str, Any]]) -> 
     """Everything the template shows of one run."""
     source, scores = samples.source, evaluations[0]
     per_image = read_per_image(run, source, scores["split"])
+    averages = read_averages(run, scores["split"])
+    of_averages = chain.from_iterable(
+        sureness(read_table(run, name), one) for name, one in averages.items()
+    )
     rows = per_image.drop("prediction_png").sort("dsc", "sample_id").to_dicts()
     return {
         "name": run.path.name,
@@ -149,7 +157,8 @@ def _describe(run: Run, samples: Samples, evaluations: list[dict[str, Any]]) -> 
         "url": source.url,
         "root": str(source.source().root),
         "scores": scores,
-        "evaluations": [(one, _standing(run, one)) for one in evaluations],
+        "evaluations": [(one, _standing(run, one)) for one in (*evaluations, *averages.values())],
+        "sureness": [*sureness(per_image, scores), *of_averages],
         "seen": seen_in_words(scores["seen"], scores["n"]),
         "is_baseline": run.is_baseline,
         "model": run.model_name,
@@ -176,7 +185,8 @@ def _standing(run: Run, scores: Mapping[str, Any]) -> str:
     """What a row of scores says of how its images stand to the run; nothing of those held out."""
     held_out = run.imported or scores["images_digest"] == run.held_out.get(scores["split"])
     seen = seen_in_words(scores["seen"], scores["n"])
-    return seen or ("" if held_out else "not trained on")
+    standing = seen or ("" if held_out else "not trained on")
+    return ", ".join(filter(None, [average_in_words(scores), standing]))
 
 
 def _columns(per_image: pl.DataFrame) -> list[tuple[str, str, Metric]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lmm.evaluate import read_evaluations
+from lmm.evaluate import average_in_words, read_averages, read_evaluations
 from lmm.metrics import FLAGS, HD95, KEYS, METRICS, Metric
 from lmm.report.folds import by_seed
 from lmm.report.formats import escape_latex, escape_markdown, latex_table, markdown_table
@@ -72,8 +72,11 @@ def build_rows(runs: Sequence[Run], split: str) -> list[Row]:
     groups: dict[tuple[str, ...], list[tuple[Run, dict[str, Any]]]] = {}
     settings: dict[tuple[str, ...], dict[str, str]] = {}
     for run in {run.path.resolve(): run for run in runs}.values():
-        words = _settings(run, split)
-        for summary in read_evaluations(run, split):
+        averages = read_averages(run, split).values()
+        for summary in (*read_evaluations(run, split), *averages):
+            words = _settings(run, split)
+            if average := average_in_words(summary):
+                words["average"] = average
             images = json.dumps(summary["folds"]) if split == FOLD else summary["images_digest"]
             seen = seen_in_words(summary["seen"], summary["n"])
             scored_on = (summary["dataset"], summary["tokenizer"] or "", images, seen)

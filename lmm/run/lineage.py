@@ -11,7 +11,7 @@ from pipeline.errors import ArtefactError
 from pipeline.files import replacing
 
 LINEAGE_FILE = "lineage.parquet"
-_ROLES = {"train": "were trained on", "select": "chose the epoch"}
+ROLES = {"train": "were trained on", "select": "chose the epoch"}
 
 
 def lineage_of(samples: pl.DataFrame, settings: TrainSettings) -> pl.DataFrame:
@@ -51,7 +51,7 @@ def seen_among(lineage: pl.DataFrame, samples: pl.DataFrame) -> dict[str, list[s
     returns  for `train` and for `select` their sample_ids, sorted
     """
     found = {}
-    for role in _ROLES:
+    for role in ROLES:
         images = lineage.filter(role=role)["image_sha256"].implode()
         seen = samples.filter(pl.col("image_sha256").is_in(images))
         found[role] = sorted(seen["sample_id"])
@@ -65,4 +65,4 @@ def seen_in_words(seen: Mapping[str, int] | None, n: int) -> str:
     """
     if seen is None:
         return "seen: not known"
-    return ", ".join(f"{seen[role]} of {n} {words}" for role, words in _ROLES.items() if seen[role])
+    return ", ".join(f"{seen[role]} of {n} {words}" for role, words in ROLES.items() if seen[role])

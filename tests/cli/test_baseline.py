@@ -59,6 +59,15 @@ def test_a_network_is_planned_trained_scored_and_predicts(
         (["evaluate", "--run", "PEER", "--latents", "s", "--manifest", "m"], 2, "one of them"),
         (["evaluate", "--run", "LMM", "--manifest", "MANIFEST"], 2, "maps latents"),
         (["predict", "--run", "PEER", "IMAGE", "--size", "32"], 2, "was trained at 64 px"),
+        (["predict", "--run", "PEER", "IMAGE", "--average", "views"], 2, "in latents alone"),
+        (["predict", "--run", "LMM", "--run", "PEER", "IMAGE"], 2, "in latents alone"),
+        (
+            ["evaluate", "--run", "PEER", "--manifest", "MANIFEST", "--average", "dihedral"],
+            2,
+            "in latents alone",
+        ),
+        (["evaluate", "--run", "PEER", "--run", "LMM", "--latents", "STORE"], 2, "in latents"),
+        (["evaluate", "--run", "LMM", "--run", "PEER", "--latents", "STORE"], 2, "in latents"),
     ],
 )
 def test_a_mistake_has_its_exit_code(
@@ -68,10 +77,12 @@ def test_a_mistake_has_its_exit_code(
     small_manifest: ManifestImages,
     small_peer: Run,
     small_run: Run,
+    small_store: str,
 ) -> None:
     row = small_manifest.samples.to_dicts()[0]
     meant: dict[str, object] = {"MANIFEST": small_manifest.url, "PEER": small_peer.path}
-    meant |= {"LMM": small_run.path, "IMAGE": small_manifest.manifest.image_path(row)}
+    meant |= {"LMM": small_run.path, "STORE": small_store}
+    meant |= {"IMAGE": small_manifest.manifest.image_path(row)}
     result = gms_lmm(*[meant.get(word, word) for word in words])
     assert result.exit_code == exit_code, result.output
     assert says in result.stderr

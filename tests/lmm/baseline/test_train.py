@@ -18,6 +18,7 @@ import pytest
 import small
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 import lmm.baseline.budget
 import lmm.predict
@@ -148,6 +149,22 @@ def test_store_and_manifest_score_the_same_images_as_a_run_on_the_store(
     assert (ours.name, by_manifest.name) == ("small-test", "small-test")
     assert ours.summary["seen"] == {"train": 0, "select": 0}
     assert find_scored(small_peer, store, "test").digest == ours.summary["images_digest"]
+
+
+def test_it_says_how_sure_it_is_and_scores_the_same_when_asked(
+    small_peer: Run, small_manifest: ManifestImages, tmp_path: Path
+) -> None:
+    plain = evaluate(small_peer, small_manifest, "test", CPU)
+    asked = evaluate(small_peer, small_manifest, "test", CPU, Wanted(sure=True, grey=True))
+    assert asked.per_image.drop("confidence").equals(plain.per_image)
+    assert asked.summary.keys() - plain.summary.keys() == {"confidence"}
+    write_masks(asked, tmp_path)
+    for name, mask, sure in zip(
+        asked.per_image["sample_id"], asked.masks, asked.per_image["confidence"], strict=True
+    ):
+        grey = np.array(Image.open(tmp_path / "grey" / f"{name}.png")) / 255
+        expected = 2 * grey[mask].sum() / (grey.sum() + mask.sum())
+        assert sure == pytest.approx(expected, abs=0.01)
 
 
 def test_images_that_it_has_seen_are_refused(small_peer: Run, small_store: str) -> None:

@@ -354,3 +354,23 @@ def test_scores_on_other_samples_are_a_row_that_says_so(
     assert page.count("not trained on") == 1
     assert f">{100 * evaluation.summary['dsc']:.2f}<small>" in page
     assert [one["n"] for one in numbers] == [3]
+
+
+def test_averages_are_rows_and_charts_beside_the_plain_scores(
+    scored: tuple[Run, LatentStore], page: str, tmp_path: Path
+) -> None:
+    run, store = scored
+    run = open_run(Path(shutil.copytree(run.path, tmp_path / "run")))
+    averaged = evaluate(run, store, "test", CPU, Wanted(average="dihedral"))
+    write_evaluation(averaged, run.path / "evaluate")
+    found, numbers = build_report([run], "test")
+    assert numbers[0]["dsc"] == build_report([scored[0]], "test")[1][0]["dsc"]
+    words = "mean of 8 flips and turns"
+    assert f"{words}</small>" in found
+    assert f"DSC by confidence of the {words}" in found
+    assert "before averaging" in found
+    assert words not in page
+    plain, average = build_rows([run], "test")
+    assert "average" not in plain.settings
+    assert average.settings["average"] == words
+    assert average.scores["dsc"] == pytest.approx(100 * averaged.summary["dsc"])

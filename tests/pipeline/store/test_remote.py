@@ -147,7 +147,7 @@ def test_partitions_fill_one_store(
 ) -> None:
     monkeypatch.setattr("pipeline.store.create.SHARD_SAMPLES", 2)
     url = f"{bucket}/shared.zarr"
-    assert run(manifest, url, tokenizer, partition=Partition(2, 2)) == (6, 0)
+    assert run(manifest, url, tokenizer, partition=Partition(2, 2)) == (4, 0)
     assert open_store(url).receipt() is None
-    assert run(manifest, url, tokenizer, partition=Partition(1, 2)) == (6, 6)
+    assert run(manifest, url, tokenizer, partition=Partition(1, 2)) == (8, 4)
     assert verify(open_store(url)) == (12, [])

@@ -59,7 +59,7 @@ def _count_cells(a: LatentStore, b: LatentStore) -> dict[str, int]:
     rows_a = a.samples["sample_id"].to_list()
     place_b = {name: row for row, name in enumerate(b.samples["sample_id"])}
     pairs = [(row, place_b[name]) for row, name in enumerate(rows_a) if name in place_b]
-    views = min(a.views, b.views)
+    views = min(*(min(s.views, s.array("checksum").shape[0]) for s in (a, b)))
     at_a, at_b = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     common = a.present()[:views, at_a] & b.present()[:views, at_b]
     if a.data_arrays != b.data_arrays:

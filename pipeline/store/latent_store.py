@@ -239,11 +239,13 @@ class LatentStore:
 
     def present(self) -> np.ndarray:
         """Which cells hold what the manifest and settings ask for; bool [view, sample]."""
-        present = np.empty((self.views, len(self.samples)), np.bool_)
+        present = np.zeros((self.views, len(self.samples)), np.bool_)
         for blocks, rows in self.shards.spans(self.views):
             stored = self.shards.read_digests("key", blocks)[: self.views]
-            wanted = wanted_keys(self.attributes, self.samples[rows], range(self.views))
-            present[:, rows] = (stored == wanted).all(axis=2)
+            # Fewer than wanted where the store was changed while it was opened.
+            views = range(len(stored))
+            wanted = wanted_keys(self.attributes, self.samples[rows], views)
+            present[: len(stored), rows] = (stored == wanted).all(axis=2)
         present &= self.live
         return present
 

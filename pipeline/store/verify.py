@@ -138,15 +138,24 @@ def _places(start: int, mask: np.ndarray) -> tuple[int, ...]:
 
 
 def _foreign_files(store: LatentStore) -> Iterator[Fault]:
-    known = {GROUP_FILE, SAMPLES_FILE, RECEIPT_FILE}
-    for name in store.arrays:
-        views, blocks = store.array(name).cdata_shape[:2]
-        known.add(f"{name}/zarr.json")
-        known |= {store.chunk_path(name, v, b) for v in range(views) for b in range(blocks)}
-    for file in sorted(store.files.keys() - known):
+    for file in sorted(file for file in store.files if not _belongs(store, file)):
         # What a killed writer leaves is never read, and goes when the store is finished.
         if not file.endswith(PARTIAL):
             yield Fault("foreign file", f"{file} does not belong to the store", file=file)
+
+
+def _belongs(store: LatentStore, file: str) -> bool:
+    """Whether a file is one of the store's by its place."""
+    if file in (GROUP_FILE, SAMPLES_FILE, RECEIPT_FILE):
+        return True
+    name, *place = file.split("/")
+    if name not in store.arrays:
+        return False
+    if len(place) < 3 or not (place[1].isdecimal() and place[2].isdecimal()):
+        return place == [GROUP_FILE]
+    view, block = int(place[1]), int(place[2])
+    views, blocks = store.array(name).cdata_shape[:2]
+    return view < views and block < blocks and file == store.chunk_path(name, view, block)
 
 
 def _receipt_faults(store: LatentStore, absent: np.ndarray, faults: list[Fault]) -> Iterator[Fault]:

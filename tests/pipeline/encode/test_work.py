@@ -66,6 +66,22 @@ def test_each_change_has_its_reason(encoded: Manifest, raw: Path, url: str, coun
     assert {path: path.read_bytes() for path in Path(url).rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.usefixtures("three_shards")
+def test_each_change_has_its_reason_however_few_cells_are_looked_at_at_once(
+    raw: Path, url: str, tokenizer: Tokenizer, count: Count, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode(small.ingest(raw), url, tokenizer, views=2, size=small.SIZE_PX)
+    monkeypatch.setattr("pipeline.store.shards._CELLS_AT_ONCE", 1)
+    store = open_store(url)
+    assert [(*blocks,) for blocks, _ in store.shards.spans(2)] == [(0,), (1,), (2,)]
+    assert store.present().all()
+    small.edit_image(raw, "benign (2)")
+    small.edit_image(raw, "malignant (2)")
+    small.write_busi(raw, ("benign (7)",))
+    found = count(small.ingest(raw), views=3)
+    assert found == {"new sample": 3, "image edited": 6, "view added": 4}
+
+
 def test_edited_mask_is_told_from_an_edited_image(encoded: Manifest, count: Count) -> None:
     edited = encoded.frame.with_columns(
         mask_sha256=pl.when(pl.col("sample_id") == "benign (3)")

@@ -1,5 +1,6 @@
 """pipeline.store.diff: in which settings, samples and cells two stores differ."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -81,3 +82,16 @@ def test_cell_of_other_content_is_counted_by_its_checksum(
     found = diff_stores(open_store(str(built[1])), open_store(str(copy)))
     assert found["cells"] == {"common": 12, "same": 11}
     assert not found["same"]
+
+
+def test_a_store_whose_arrays_lack_a_view_holds_no_cell_of_it(store_copy: Path) -> None:
+    """As it looks to whoever opens it while a prune puts another in its place."""
+    whole = open_store(str(store_copy))
+    for name in ("key", "checksum"):
+        metadata = store_copy / name / "zarr.json"
+        content = json.loads(metadata.read_text())
+        content["shape"][0] = 2
+        metadata.write_text(json.dumps(content))
+    cut = open_store(str(store_copy))
+    assert cut.present().sum(axis=1).tolist() == [6, 6, 0]
+    assert diff_stores(whole, cut)["cells"] == {"common": 12, "same": 12}

@@ -379,3 +379,11 @@ def test_store_on_another_filesystem_is_the_same_store(kl_folder: Path, tmp_path
     assert local.receipt() == remote.receipt()
     assert (local.name, remote.name) == ("s", "s")
     assert encode(manifest, urls[1], tokenizer, size=small.SIZE_PX).encoded == 0
+
+
+def test_digest_of_the_samples_is_that_of_their_rows_as_one_json_list(small_store: str) -> None:
+    store = open_store(small_store)
+    rows = store.samples.drop("twin_group", "fold").sort("sample_id").rows()
+    receipt = store.receipt()
+    assert receipt
+    assert receipt["samples_digest"] == hashlib.sha256(json.dumps(rows).encode()).hexdigest()

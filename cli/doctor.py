@@ -75,10 +75,12 @@ def check_packages() -> Iterator[Check]:
         yield Check("gms-lmm", MISSING, "not installed", "pip install --editable .")
         return
     extras = importlib.metadata.metadata("gms-lmm").get_all("Provides-Extra") or []
+    named: set[str] = set()
     for requirement in map(Requirement, requirements):
         marker = requirement.marker
         extra = next((name for name in extras if marker and marker.evaluate({"extra": name})), None)
-        if extra != "dev":
+        if extra != "dev" and requirement.name not in named:  # extras may share a package
+            named.add(requirement.name)
             yield _check_package(requirement, extra)
 
 

@@ -17,6 +17,7 @@ from lmm.study.results import collect
 from lmm.train import train
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import LatentStore, open_store
+from pipeline.store.finish import write_receipt
 
 SHORT = {"epochs": 1, "batch_size": 1, "loss": "lm"}
 WIDTHS = {"vary": {"width": [16, 32]}, "fixed": SHORT, "baseline": {"width": 16}}
@@ -149,6 +150,8 @@ def test_stores_of_other_images_or_another_size_are_refused(
     samples = pl.read_parquet(store_copy / "samples.parquet")
     swapped = pl.col("split").replace({"test": "train", "train": "test"})
     samples.with_columns(swapped).write_parquet(store_copy / "samples.parquet")
+    (store_copy / "receipt.json").unlink()
+    write_receipt(open_store(str(store_copy)))
     grid = {
         "stores": {"a": small_store, "b": str(store_copy)},
         "vary": {"store": ["a", "b"]},

@@ -51,13 +51,15 @@ def rows_to_train_on(samples: pl.DataFrame, settings: TrainSettings) -> np.ndarr
     train = samples[rows]
     groups = groups_of(train, train["sample_id"].to_list())
     hashes = [_hashed(settings.seed, image) for image in train["image_sha256"]]
-    first = {group: min(hashes[i] for i in np.flatnonzero(groups == group)) for group in {*groups}}
+    members: dict[int, list[int]] = {}
+    for row, group in enumerate(groups.tolist()):
+        members.setdefault(group, []).append(row)
     wanted = settings.share * len(rows)
     taken: list[int] = []
-    for group in sorted(first, key=first.__getitem__):
+    for together in sorted(members.values(), key=lambda of: min(hashes[row] for row in of)):
         if len(taken) >= wanted - 1e-6:  # a product of floats
             break
-        taken += np.flatnonzero(groups == group).tolist()
+        taken += together
     return rows[sorted(taken)]
 
 

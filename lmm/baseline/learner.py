@@ -8,6 +8,7 @@ from lmm.baseline.network import grey_maps, logits_of
 from lmm.baseline.pixels import PixelBatch, Pixels
 from lmm.baseline.settings import BaselineSettings
 from lmm.decoder import THRESHOLD
+from lmm.losses import DICE_SMOOTHING
 from lmm.run.checkpoint import (
     load_optimiser_state,
     load_weights,
@@ -16,8 +17,6 @@ from lmm.run.checkpoint import (
     part_of,
     weights_of,
 )
-
-DICE_SMOOTHING = 1e-5
 
 
 class PixelLearner:

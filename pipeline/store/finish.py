@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.ahead import map_ahead
 from pipeline.store.format import RECEIPT_FILE
 from pipeline.store.latent_store import LatentStore
-from pipeline.store.receipt import receipt_head
+from pipeline.store.receipt import is_of, receipt_head
 
 _AHEAD = 8  # shards in memory, some MB each
 _SHA256_BYTES = 32
@@ -20,10 +20,9 @@ def write_receipt(store: LatentStore) -> None:
 
     raises  ArtefactError when a chunk is missing or damaged, or a cell is none that belongs there
     """
-    head = receipt_head(store.attributes, store.samples)
-    receipt = store.receipt()
-    if receipt and {key: receipt.get(key) for key in head} == head:
+    if is_of(store.receipt(), store.attributes, store.samples):
         return
+    head = receipt_head(store.attributes, store.samples)
     content = {**head, "arrays": array_digests(store)}
     store.folder.replace(RECEIPT_FILE, (json.dumps(content, indent=1) + "\n").encode())
 

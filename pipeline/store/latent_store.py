@@ -25,7 +25,7 @@ from pipeline.store.format import (
     open_arrays,
 )
 from pipeline.store.keys import cell_checksums, plan_of, wanted_keys
-from pipeline.store.receipt import receipt_head
+from pipeline.store.receipt import is_of
 from pipeline.store.shards import Shards
 from pipeline.telling import some_of
 
@@ -263,8 +263,8 @@ class LatentStore:
 
         With it every cell was there and right; each that is read meets `require_right` once more.
         """
-        receipt, head = self.receipt(), receipt_head(self.attributes, self.samples)
-        if receipt is not None and {key: receipt.get(key) for key in head} == head:
+        receipt = self.receipt()
+        if is_of(receipt, self.attributes, self.samples):
             return
         missing = int((~self.present()[:, self.live]).sum())
         what = "" if missing else ", only the receipt" + (" is of another state" if receipt else "")

@@ -32,6 +32,14 @@ def receipt_head(attributes: Mapping[str, Any], samples: pl.DataFrame) -> dict[s
     }
 
 
+def is_of(
+    receipt: Mapping[str, Any] | None, attributes: Mapping[str, Any], samples: pl.DataFrame
+) -> bool:
+    """Whether a receipt is of a store with these attributes and samples; its data are not read."""
+    head = receipt_head(attributes, samples)
+    return receipt is not None and {key: receipt.get(key) for key in head} == head
+
+
 def _json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 

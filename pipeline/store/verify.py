@@ -17,7 +17,7 @@ from pipeline.store.finish import array_digests, drop_receipt
 from pipeline.store.format import GROUP_FILE, KEY_BYTES, RECEIPT_FILE, SAMPLES_FILE
 from pipeline.store.keys import cell_checksums
 from pipeline.store.latent_store import LatentStore
-from pipeline.store.receipt import receipt_head
+from pipeline.store.receipt import is_of
 from pipeline.telling import Progress
 
 _AHEAD = 8  # shards in memory, about 10 MB each
@@ -175,8 +175,7 @@ def _receipt_faults(store: LatentStore, absent: np.ndarray, faults: list[Fault])
         if not absent.any() and not faults:
             yield Fault("unfinished", "every cell is encoded, but there is no receipt")
         return
-    head = receipt_head(store.attributes, store.samples)
-    if {key: receipt.get(key) for key in head} != head:
+    if not is_of(receipt, store.attributes, store.samples):
         yield Fault("other receipt", "receipt.json is that of another store", file=RECEIPT_FILE)
     # Where faults were found, the digests are known to differ.
     elif not faults and not absent.any() and receipt.get("arrays") != array_digests(store):

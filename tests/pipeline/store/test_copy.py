@@ -20,17 +20,6 @@ from pipeline.tokenizer import Tokenizer
 
 
 @pytest.fixture
-def whole(
-    tmp_path: Path, url: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> Manifest:
-    """Six samples in three shards of two, in three views."""
-    monkeypatch.setattr("pipeline.store.create.SHARD_SAMPLES", 2)
-    manifest = small.ingest(small.write_busi(tmp_path / "raw"))
-    encode(manifest, url, tokenizer, views=3, size=small.SIZE_PX)
-    return manifest
-
-
-@pytest.fixture
 def target(tmp_path: Path) -> str:
     return str(tmp_path / "copy.zarr")
 

@@ -16,17 +16,6 @@ from pipeline.store.verify import verify
 from pipeline.tokenizer import Tokenizer
 
 
-@pytest.fixture
-def whole(
-    tmp_path: Path, url: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> Manifest:
-    """Six samples in three shards of two, in three views."""
-    monkeypatch.setattr("pipeline.store.create.SHARD_SAMPLES", 2)
-    manifest = small.ingest(small.write_busi(tmp_path / "raw"))
-    encode(manifest, url, tokenizer, views=3, size=small.SIZE_PX)
-    return manifest
-
-
 def fresh_digests(manifest: Manifest, tokenizer: Tokenizer, folder: Path, views: int) -> object:
     url = str(folder / "fresh.zarr")
     encode(manifest, url, tokenizer, views=views, size=small.SIZE_PX)

@@ -44,29 +44,33 @@ def _strip(one: Compared, origin: float) -> dict[str, list[float]]:
 
 
 def curves(plan: Plan) -> dict[str, Any]:
-    """DSC of the split that chooses, over epochs: of every setting's runs, on the same two axes.
+    """DSC of the split that chooses, of every setting's runs on the same two axes.
 
-    returns  ticks of DSC, (y, label); last epoch; by_setting, in their order, a polyline for each
-             run that has validated
+    Over epochs; where models differ over seconds of training, as their epochs do not compare.
+
+    returns  ticks of DSC, (y, label); over, epoch or second; the last of them; by_setting, in their
+             order, a polyline for each run that has validated
     """
+    over = "seconds" if plan.grid.has_peers else "epoch"
     points = [
-        [_points(plan, run.name) for run in plan.runs if run.setting == place]
+        [_points(plan, run.name, over) for run in plan.runs if run.setting == place]
         for place in range(len(plan.grid.settings))
     ]
     every = [point for of_setting in points for run in of_setting for point in run]
     if not every:
-        return {"ticks": [], "last": 0, "by_setting": [[] for _ in points]}
-    last = max(epoch for epoch, _ in every)
+        return {"ticks": [], "over": over, "last": 0, "by_setting": [[] for _ in points]}
+    last = max(x for x, _ in every)
     values = [value for _, value in every]
     marks = nice_ticks(min(values), max(values))
     high, span = marks[-1], marks[-1] - marks[0]
 
-    def at(epoch: float, value: float) -> str:
-        return f"{LEFT + WIDTH * epoch / last:.1f},{TOP + HEIGHT * (high - value) / span:.1f}"
+    def at(x: float, value: float) -> str:
+        return f"{LEFT + WIDTH * x / last:.1f},{TOP + HEIGHT * (high - value) / span:.1f}"
 
     return {
         "ticks": [(f"{TOP + HEIGHT * (high - mark) / span:.1f}", f"{mark:g}") for mark in marks],
-        "last": last,
+        "over": over,
+        "last": f"{last:,.0f}",
         "by_setting": [
             [" ".join(at(*point) for point in run) for run in of_setting if run]
             for of_setting in points
@@ -74,9 +78,9 @@ def curves(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _points(plan: Plan, name: str) -> list[tuple[int, float]]:
-    """(epoch, DSC in the unit that is shown) of a run's validations, as far as its log goes."""
+def _points(plan: Plan, name: str, over: str) -> list[tuple[float, float]]:
+    """(epoch or seconds, DSC as it is shown) of a run's validations, as far as its log goes."""
     log = plan.out / "runs" / name / "log.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    found = [(line["epoch"], line.get("val_dsc", line.get("test_dsc"))) for line in lines]
-    return [(epoch, MAIN.factor * dsc) for epoch, dsc in found if dsc is not None]
+    found = [(line[over], line.get("val_dsc", line.get("test_dsc"))) for line in lines]
+    return [(x, MAIN.factor * dsc) for x, dsc in found if dsc is not None]

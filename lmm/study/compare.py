@@ -1,5 +1,6 @@
 """Settings compared: each with the baseline, image by image, seeds averaged first."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ class Difference:
 class Compared:
     """One setting of a study.
 
-    settings    those that vary
+    settings    those that vary, of its model
     runs        finished and scored
     of          runs that it has
     seeds       among the runs
@@ -39,6 +40,8 @@ class Compared:
     sds         sample standard deviation over seeds; None with fewer than two
     by_seed     mean over images by seed and metric
     difference  to the baseline, by metric; None of the baseline, and where either has no run
+    parameters  of its model; None without a run
+    seconds     that its training took, mean over runs; None without a run
     """
 
     label: str
@@ -52,6 +55,8 @@ class Compared:
     sds: dict[str, float] | None
     by_seed: dict[int, dict[str, float]]
     difference: dict[str, Difference] | None
+    parameters: int | None
+    seconds: float | None
 
 
 def compare(plan: Plan, results: pl.DataFrame) -> list[Compared]:
@@ -89,10 +94,16 @@ def _compared(
     }
     values = {key: [of_seed[key] for of_seed in by_seed.values()] for key in KEYS}
     is_baseline = place == plan.grid.baseline
+    scored = {*rows["run"]}
+    made = [
+        json.loads((plan.out / run.summary_file).read_text())
+        for run in plan.runs
+        if run.name in scored
+    ]
     settings = plan.grid.settings[place]
     return Compared(
         label=label(settings, plan.grid.varied),
-        settings={name: settings[name] for name in plan.grid.varied},
+        settings={name: settings[name] for name in plan.grid.varied if name in settings},
         baseline=is_baseline,
         runs=rows["run"].n_unique(),
         of=sum(run.setting == place for run in plan.runs),
@@ -104,6 +115,8 @@ def _compared(
         else None,
         by_seed=by_seed,
         difference=None if is_baseline else differences(images, baseline),
+        parameters=made[0]["parameters"] if made else None,
+        seconds=float(np.mean([one["seconds"] for one in made])) if made else None,
     )
 
 

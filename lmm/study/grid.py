@@ -3,16 +3,20 @@
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmm.baseline.settings import FRESH, NETWORKS, BaselineSettings
 from lmm.settings import Setting, TrainSettings, known_settings
 from lmm.splits import FOLD
 from pipeline.errors import InputError, UsageError
 
 STORE = "store"  # what a setting calls the store that it is trained on
+MODEL = "model"  # and the LMM, or the baseline's network
+LMM = "lmm"
 REPLICATES = ("seed", "fold")  # runs that differ by these alone are of one setting
+OF_STORE = ("size", "view_seed")  # settings of a baseline that a study takes from the store
 _TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
 _STORE_NAME = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]*$"}
 _UNKNOWN = "additionalProperties"
@@ -25,13 +29,15 @@ Settings = Mapping[str, Any]
 class Grid:
     """What a study compares.
 
-    settings  one for each row of its answer: every setting of `train` with its value but seed and
-              fold, as given or by default, and `store`, the store's name, where stores have names
+    settings  one for each row of its answer: `model`, and every setting of `train`, or for a
+              network of `baseline`, with its value but seed and fold, as given or by default, and
+              `store`, the store's name, where stores have names
     varied    names of the settings in which these differ, in the order of TrainSettings
     baseline  place of the one that the others are compared with
     seeds     a run of every setting for each
     folds     likewise; [None] where nothing is left out of train
     stores    URL by name; empty where there is one store, given on the command line
+    manifest  path of what baselines are trained on; None where there are none
     split     what the runs are scored on: test, val, or fold where there are folds
     """
 
@@ -42,14 +48,24 @@ class Grid:
     seeds: list[int]
     folds: list[int | None]
     stores: dict[str, str]
+    manifest: str | None
     split: str
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether baselines are among its models."""
+        return any(one[MODEL] != LMM for one in self.settings)
 
 
 def grid_schema() -> dict[str, Any]:
-    """What a grid file may say, as a JSON schema; its settings are those of `lmm.settings`."""
-    one = {name: _schema_of(setting) for name, setting in known_settings().items()}
+    """What a grid file may say, as a JSON schema; its settings are those of train and baseline."""
+    of_baseline = known_settings(BaselineSettings)
+    known = {name: of_baseline[name] for name in of_baseline.keys() - {*OF_STORE}}
+    every = {**known, **known_settings()}
+    one = {name: _schema_of(setting) for name, setting in every.items()}
     del one["seed"]
-    one |= {STORE: _STORE_NAME}
+    one |= {STORE: _STORE_NAME, MODEL: {"enum": [LMM, *NETWORKS]}}
+    one["views"] = {"anyOf": [one["views"], {"const": FRESH}]}
     several = {name: _list_of(schema) for name, schema in one.items()}
     single = {name: schema for name, schema in one.items() if name != "fold"}
     return {
@@ -67,6 +83,7 @@ def grid_schema() -> dict[str, Any]:
                     "additionalProperties": {"type": "string"},
                     "minProperties": 1,
                 },
+                "manifest": {"type": "string"},
                 "split": {"enum": ["test", "val"]},
             }
         ),
@@ -83,6 +100,7 @@ def read_grid(path: Path) -> Grid:
     baseline  as much as tells one of them from the others
     seeds     [0] where none are said; `fold` in vary repeats every setting likewise
     stores    paths relative to the grid's folder, or URLs; `store` in vary is of their names
+    manifest  relative likewise
 
     raises  InputError for a file that is none, or a grid that says what none may; UsageError for
             settings out of range or that do not fit together
@@ -98,9 +116,9 @@ def read_grid(path: Path) -> Grid:
         full = _full(path, {**fixed, **one}, stores)
         if full not in settings:
             settings.append(full)
-    names = settings[0].keys()
-    varied = [name for name in names if any(one[name] != settings[0][name] for one in settings)]
-    return Grid(
+    varied = _varied(settings)
+    manifest = content.get("manifest")
+    grid = Grid(
         name=path.stem,
         settings=settings,
         varied=varied,
@@ -108,8 +126,12 @@ def read_grid(path: Path) -> Grid:
         seeds=content.get("seeds", [0]),
         folds=folds,
         stores=stores,
+        manifest=manifest and _place(path, manifest),
         split=content.get("split", "test") if folds == [None] else FOLD,
     )
+    if grid.has_peers and not manifest:
+        raise UsageError(f"{path}: a baseline is trained on a manifest", "manifest: M.parquet")
+    return grid
 
 
 def _checked(path: Path) -> dict[str, Any]:
@@ -150,29 +172,74 @@ def workflow_missing(what: str) -> UsageError:
 
 def _full(path: Path, said: Settings, stores: Mapping[str, str]) -> dict[str, Any]:
     """Every setting with its value; raises UsageError for one that no run can have."""
-    values: dict[str, Any] = {}
-    for one in fields(TrainSettings):
-        if one.name in REPLICATES:
-            continue
-        value, kind = said.get(one.name, one.default), known_settings()[one.name].kind
-        values[one.name] = float(value) if kind is float and value is not None else value
-    # What the hardware computes in is for each run to find out, as gms-lmm train does.
-    values["precision"] = said.get("precision", "auto")
-    TrainSettings(**{**values, "precision": _any_precision(values["precision"])})
+    model = said.get(MODEL, LMM)
+    known = settings_of(model)
+    names = [name for name in known if name not in (*REPLICATES, *OF_STORE, MODEL)]
+    if foreign := said.keys() - {*names, MODEL, STORE}:
+        raise UsageError(
+            f"{path}: {model} has no setting {', '.join(sorted(foreign))}",
+            "say it in runs, of those that have it",
+        )
+    if model == LMM and said.get("views") == FRESH:
+        raise UsageError(f"{path}: the views of a store are those that it has", "views: a number")
+    values: dict[str, Any] = {MODEL: model}
+    for name in names:
+        value = said.get(name, default_of(name, model))
+        values[name] = float(value) if known[name].kind is float and value is not None else value
+    if values.get("seconds") is not None:
+        del values["epochs"]  # as many as fit: for each run to find out
+    settings_from(values)
     if not stores and STORE not in said:
         return values
     if said.get(STORE) not in stores:
-        known = ", ".join(stores) or "none"
+        named = ", ".join(stores) or "none"
         raise UsageError(
-            f"{path}: a setting has the store {said.get(STORE)}, and stores names {known}",
+            f"{path}: a setting has the store {said.get(STORE)}, and stores names {named}",
             "name it under stores, and say store in vary, runs or fixed",
         )
     return {STORE: said[STORE], **values}
 
 
-def _any_precision(precision: str) -> str:
-    default: str = TrainSettings.precision
-    return default if precision == "auto" else precision
+def settings_of(model: str) -> dict[str, Setting]:
+    """The settings that runs of a model have."""
+    return known_settings(TrainSettings if model == LMM else BaselineSettings)
+
+
+def default_of(name: str, model: str) -> Any:
+    """What a setting of a model is where a grid does not say it."""
+    if name == MODEL:
+        return LMM
+    # What the hardware computes in is for each run to find out, as gms-lmm train does.
+    if name == "precision":
+        return "auto"
+    if name == STORE:
+        return None
+    if model == LMM:
+        return getattr(TrainSettings, name)
+    of_model = {"lr": NETWORKS[model].lr, "views": None}
+    return of_model[name] if name in of_model else getattr(BaselineSettings, name)
+
+
+def settings_from(values: Settings) -> TrainSettings | BaselineSettings:
+    """What a run is asked to do, as far as a grid decides; raises UsageError out of range.
+
+    What it leaves to the store or the machine is as by default.
+    """
+    said = {name: value for name, value in values.items() if name != STORE}
+    if said.get("precision") == "auto":
+        del said["precision"]
+    if said[MODEL] == LMM:
+        del said[MODEL]
+        return TrainSettings(**said)
+    if said["views"] is None:
+        del said["views"]
+    return BaselineSettings(**said)
+
+
+def _varied(settings: Sequence[Settings]) -> list[str]:
+    """Names of what differs among the settings that have it, each where it first comes."""
+    names = dict.fromkeys(name for one in settings for name in one)
+    return [name for name in names if len({one[name] for one in settings if name in one}) > 1]
 
 
 def _place(path: Path, url: str) -> str:

@@ -5,8 +5,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from lmm.settings import TrainSettings
-from lmm.study.grid import STORE
+from lmm.study.grid import MODEL, default_of
 
 LONGEST = 200  # of 255 bytes that file systems allow
 
@@ -22,7 +21,7 @@ def run_name(
     parts = [
         f"{name}={_word(value)}"
         for name, value in settings.items()
-        if name in varied or value != default_of(name)
+        if name in varied or value != default_of(name, settings[MODEL])
     ]
     parts += [f"fold{fold}"] if fold is not None else []
     name = ",".join([*parts, f"s{seed}"])
@@ -34,7 +33,8 @@ def run_name(
 
 def label(settings: Mapping[str, Any], varied: Collection[str]) -> str:
     """What tells a setting from the others of its study: `loss lm, width 16`."""
-    return ", ".join(f"{name} {shown(settings[name])}" for name in varied) or "as it is"
+    said = [f"{name} {shown(settings[name])}" for name in varied if name in settings]
+    return ", ".join(said) or "as it is"
 
 
 def shown(value: Any) -> str:
@@ -42,13 +42,6 @@ def shown(value: Any) -> str:
     if value is None:
         return "all"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def default_of(name: str) -> Any:
-    """What a setting is where a grid does not say it."""
-    if name == "precision":
-        return "auto"
-    return None if name == STORE else getattr(TrainSettings, name)
 
 
 def _word(value: Any) -> str:

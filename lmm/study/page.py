@@ -15,7 +15,8 @@ from lmm.report.html import render
 from lmm.report.pictures import FULL_PX, caption, image_uri, images_of, outline
 from lmm.study.charts import curves, strips
 from lmm.study.compare import Compared
-from lmm.study.names import default_of, shown
+from lmm.study.grid import MODEL, default_of
+from lmm.study.names import shown
 from lmm.study.plan import Plan, PlannedRun
 from lmm.study.results import per_image
 from lmm.study.tables import MAIN, signed
@@ -62,11 +63,11 @@ def _best(compared: Sequence[Compared]) -> Compared | None:
 
 def _facts(plan: Plan) -> dict[str, str]:
     """What all runs of a study have in common, as far as it is not the default."""
-    first = plan.grid.settings[0]
     common = {
         name: shown(value)
-        for name, value in first.items()
-        if name not in plan.grid.varied and value != default_of(name)
+        for one in plan.grid.settings
+        for name, value in one.items()
+        if name not in plan.grid.varied and value != default_of(name, one[MODEL])
     }
     repeats: dict[str, Sequence[int | None]] = {
         "Seeds": plan.grid.seeds,

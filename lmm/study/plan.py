@@ -7,14 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lmm.baseline.network import build_network
+from lmm.baseline.settings import BaselineSettings
 from lmm.run import open_run, write_json
 from lmm.settings import TrainSettings
-from lmm.splits import CONTENT, rows_of_split
-from lmm.study.grid import REPLICATES, STORE, Grid
-from lmm.study.names import default_of, label, run_name
+from lmm.splits import rows_of_split
+from lmm.study.grid import LMM, MODEL, REPLICATES, STORE, Grid, default_of, settings_from
+from lmm.study.names import label, run_name
+from lmm.study.sources import Source, open_sources
 from lmm.train import require_fit
-from pipeline.errors import ArtefactError, GmsLmmError, UsageError
-from pipeline.store import LatentStore, open_store
+from pipeline.errors import ArtefactError, GmsLmmError
+from pipeline.store import LatentStore
 
 PLAN_FILE = "study.json"  # of a study's folder: it says what the folder is
 PLAN_FORMAT_VERSION = 1
@@ -25,12 +28,13 @@ class PlannedRun:
     """One run of a study, in `runs/NAME` of its folder.
 
     setting   its place among the settings of the grid
-    store     URL of the store that it is trained and scored on
+    store     URL of the store that it is scored on, and trained unless it is a baseline
     scores    what the files of its scores are called
     student   the student that it begins with: what marks it as taught; None where it has none
-    train     words for `gms-lmm train`, beside store and place
-    evaluate  words for `gms-lmm evaluate`, likewise
+    train     words for `gms-lmm`, the command and what it is trained on first, beside its place
+    evaluate  words for `gms-lmm evaluate`, beside store and place
     distill   words for `gms-lmm distill`, beside the store
+    epochs    None where they are as many as fit into a number of seconds
     """
 
     name: str
@@ -43,7 +47,7 @@ class PlannedRun:
     train: list[str]
     evaluate: list[str]
     distill: list[str]
-    epochs: int
+    epochs: int | None
 
     @property
     def summary_file(self) -> str:
@@ -54,14 +58,6 @@ class PlannedRun:
     def scores_file(self) -> str:
         """What its evaluation leaves last, likewise."""
         return f"runs/{self.name}/evaluate/{self.scores}.json"
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A store that is read once."""
-
-    store: LatentStore
-    receipt: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -98,22 +94,21 @@ def make_plan(grid: Grid, out: Path, latents: str | None) -> Plan:
     A run is the one that has its settings and its store, whatever it is called: a grid that is
     extended, or written in another order, trains nothing again.
 
-    latents  URL of the store, of a grid that names none
-    raises   UsageError when settings and stores do not fit together; ArtefactError for a store that
-             is not finished, or when stores do not hold the same images
+    latents  as for `lmm.study.sources.open_sources`
+    raises   as that does; UsageError when settings and stores do not fit together
     """
-    sources = {name: _source(url) for name, url in _urls(grid, latents).items()}
-    _require_same_images(grid, {name: one.store for name, one in sources.items()})
+    sources = open_sources(grid, latents)
     there = dict(_runs_there(out))
     runs, replaced = [], []
     for place, settings in enumerate(grid.settings):
         source = sources[settings.get(STORE, "")]
         for fold in grid.folds:
             for seed in grid.seeds:
-                wanted = _wanted(settings, fold, seed)
-                _require_fit(source.store, wanted)
+                wanted = _wanted(settings, fold, seed, source.store)
+                _require_fit(source, wanted)
                 name = run_name(settings, grid.varied, fold, seed)
-                found = [one for one, run in there.items() if _is(run, wanted, source)]
+                made_from = source.made_from(settings[MODEL])
+                found = [one for one, run in there.items() if _is(run, wanted, made_from)]
                 if not found and name in there:
                     replaced.append(name)
                 runs.append(_planned(found[0] if found else name, place, grid, source, wanted))
@@ -147,54 +142,6 @@ def read_plan(out: Path) -> Plan:
     return Plan(out, Grid(**content["grid"]), runs, [])
 
 
-def _urls(grid: Grid, latents: str | None) -> dict[str, str]:
-    if grid.stores and latents:
-        raise UsageError(
-            f"the grid {grid.name} names its stores, and --latents {latents} is another",
-            "leave --latents out, or take stores out of the grid",
-        )
-    if not grid.stores and not latents:
-        raise UsageError(
-            f"the grid {grid.name} names no store", "--latents STORE, or stores: in the grid"
-        )
-    used = {one[STORE] for one in grid.settings if STORE in one}
-    given = {name: url for name, url in grid.stores.items() if name in used}
-    urls = given or {"": str(latents)}
-    # Snakemake works in the study's folder.
-    return {name: url if "://" in url else str(Path(url).resolve()) for name, url in urls.items()}
-
-
-def _source(url: str) -> _Source:
-    store = open_store(url)
-    store.require_complete()
-    return _Source(store, store.receipt() or {})
-
-
-def _require_same_images(grid: Grid, stores: Mapping[str, LatentStore]) -> None:
-    """Raise ArtefactError unless the stores hold the same images to be scored, at one size."""
-    (first_name, first), *others = stores.items()
-    for name, store in others:
-        if store.size != first.size:
-            raise ArtefactError(
-                f"the stores are of two sizes, {first_name} of {first.size} px and {name} of "
-                f"{store.size} px: scores of masks of two sizes do not compare",
-                "encode them at one --size",
-            )
-        if _scored(grid, store) != _scored(grid, first):
-            raise ArtefactError(
-                f"the stores {first_name} and {name} hold other images in split {grid.split}: "
-                "their scores do not compare",
-                "encode both from one manifest",
-            )
-
-
-def _scored(grid: Grid, store: LatentStore) -> list[tuple[Any, ...]]:
-    """Names and content of the images that are scored."""
-    rows = [rows_of_split(store.samples, grid.split, fold) for fold in grid.folds]
-    columns = ("sample_id", *CONTENT)
-    return sorted(row for one in rows for row in store.samples[one].select(columns).rows())
-
-
 def _runs_there(out: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """What the runs in a study's folder say of themselves, by name; a damaged one says nothing."""
     for file in sorted((out / "runs").glob("*/run.json")):
@@ -204,38 +151,61 @@ def _runs_there(out: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield file.parent.name, {"settings": None, "store": None}
 
 
-def _wanted(settings: Mapping[str, Any], fold: int | None, seed: int) -> dict[str, Any]:
-    """The settings of a run as its run.json is to have them; without `precision` where auto."""
+def _wanted(
+    settings: Mapping[str, Any], fold: int | None, seed: int, store: LatentStore
+) -> dict[str, Any]:
+    """The settings of a run as its run.json is to have them, and its model.
+
+    Without `precision` where auto, and `epochs` where seconds decide them. A baseline sees images
+    of the store's size in the views that the store has.
+    """
     wanted = {**settings, "fold": fold, "seed": seed}
     wanted.pop(STORE, None)
     if wanted["precision"] == "auto":
         del wanted["precision"]
+    if wanted[MODEL] != LMM:
+        wanted |= {"size": store.size, "view_seed": store.attributes["seed"]}
+        wanted["views"] = wanted["views"] or store.views
     return wanted
 
 
-def _is(run: Mapping[str, Any], wanted: Mapping[str, Any], source: _Source) -> bool:
+def _is(
+    run: Mapping[str, Any], wanted: Mapping[str, Any], made_from: Mapping[str, Mapping[str, Any]]
+) -> bool:
     """Whether a run in the study's folder is the one that is wanted."""
-    if not run["settings"] or (run["store"] or {}).get("receipt") != source.receipt:
-        return False
-    return all(run["settings"].get(name) == value for name, value in wanted.items())
+    of_lmm = wanted[MODEL] == LMM
+    settings = {name: value for name, value in wanted.items() if not (of_lmm and name == MODEL)}
+    return all(
+        (run.get(part) or {}).get(name) == value
+        for part, said in {"settings": settings, **made_from}.items()
+        for name, value in said.items()
+    )
 
 
-def _require_fit(store: LatentStore, wanted: Mapping[str, Any]) -> None:
+def _require_fit(source: Source, wanted: Mapping[str, Any]) -> None:
     """Raise as `lmm.train.require_fit` does, before any run begins."""
-    settings = TrainSettings(**wanted)
-    require_fit(store, settings)
-    rows_of_split(store.samples, "train", settings.fold)
+    settings = settings_from(wanted)
+    if isinstance(settings, BaselineSettings):
+        build_network(settings.model, settings.size)
+    else:
+        require_fit(source.store, settings)
+    trained_on = source.images if isinstance(settings, BaselineSettings) else source.store
+    assert trained_on is not None, "read_grid has asked for a manifest"
+    rows_of_split(trained_on.samples, "train", settings.fold)
 
 
 def _planned(
-    name: str, place: int, grid: Grid, source: _Source, wanted: Mapping[str, Any]
+    name: str, place: int, grid: Grid, source: Source, wanted: Mapping[str, Any]
 ) -> PlannedRun:
-    store, settings, fold = source.store, TrainSettings(**wanted), wanted["fold"]
+    store, settings, fold = source.store, settings_from(wanted), wanted["fold"]
     seen = grid.split == settings.select_on
     left_out = "" if fold is None else f"-fold{fold}"
     # A store that has changed wants another student.
     state = hashlib.sha256(json.dumps([store.url, source.receipt]).encode()).hexdigest()[:8]
-    student = f"{store.name}-{state}{left_out}" if settings.has_student else None
+    taught = isinstance(settings, TrainSettings) and settings.has_student
+    data = ["train", "--latents", store.url]
+    if isinstance(settings, BaselineSettings):
+        data = ["baseline", str(Path(str(grid.manifest)).resolve())]
     return PlannedRun(
         name=name,
         setting=place,
@@ -243,25 +213,27 @@ def _planned(
         fold=fold,
         store=store.url,
         scores=f"{store.name}-{grid.split}{'-seen' if seen else ''}",
-        student=student,
-        train=_words(wanted),
+        student=f"{store.name}-{state}{left_out}" if taught else None,
+        train=[*data, *_words(wanted)],
         evaluate=["--split", grid.split, *(["--allow-seen"] if seen else [])],
-        distill=_words({key: wanted.get(key) for key in ("precision", "fold")}),
-        epochs=settings.epochs,
+        distill=_words({key: wanted.get(key) for key in (MODEL, "precision", "fold")}),
+        epochs=wanted.get("epochs"),
     )
 
 
 def _words(settings: Mapping[str, Any]) -> list[str]:
     """Settings as options of the command line; what is as by default needs no word."""
-    words = []
+    words, model = [], settings[MODEL]
     for name, value in settings.items():
+        if name == MODEL and value == LMM:
+            continue
         option = f"--{name.replace('_', '-')}"
         if value is True:
             words += [option]
         elif (
             value is not None
             and value is not False
-            and (name in REPLICATES or value != default_of(name))
+            and (name in REPLICATES or value != default_of(name, model))
         ):
             words += [option, str(value)]
     return words

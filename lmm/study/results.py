@@ -44,7 +44,7 @@ def _rows(plan: Plan, run: PlannedRun) -> pl.DataFrame:
     said = {
         "run": pl.lit(run.name),
         "setting": pl.lit(run.setting, pl.Int32),
-        **{name: pl.lit(settings[name]) for name in plan.grid.varied},
+        **{name: pl.lit(settings.get(name)) for name in plan.grid.varied},
         "seed": pl.lit(run.seed, pl.Int64),
         "fold": pl.lit(run.fold, pl.Int32),
         "split": pl.lit(plan.grid.split),

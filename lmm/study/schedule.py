@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lmm.run import write_json
+from lmm.run import open_run, write_json
 from lmm.study.grid import workflow_missing
 from lmm.study.plan import Plan, PlannedRun, write_plan
 from pipeline.errors import ArtefactError, UsageError
@@ -43,7 +43,7 @@ class Standing:
     """How far a study is.
 
     done, runs      runs finished and scored, and all
-    epochs, of      epochs trained, and of all runs
+    epochs, of      epochs trained, and of all runs; of one that ends with its seconds, its own
     at_work         by run that is in training: epochs trained, and its all
     """
 
@@ -182,15 +182,27 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 def _standing(plan: Plan, started: float) -> Standing:
     finished = Plan(plan.out, plan.grid, plan.runs, [])
-    epochs, at_work = 0, {}
+    epochs, of, at_work = 0, 0, {}
     for run in plan.runs:
         log = plan.out / "runs" / run.name / "log.jsonl"
         lines = log.read_bytes().count(b"\n") if log.exists() else 0
-        epochs += run.epochs if finished.trained(run) else lines
+        in_all = run.epochs or _settled(plan, run) or lines
+        epochs += in_all if finished.trained(run) else lines
+        of += in_all
         if lines and not finished.trained(run) and log.stat().st_mtime >= started:
-            at_work[run.name] = (lines, run.epochs)
+            at_work[run.name] = (lines, in_all)
     done = sum(finished.done(run) for run in plan.runs)
-    return Standing(done, len(plan.runs), epochs, sum(run.epochs for run in plan.runs), at_work)
+    return Standing(done, len(plan.runs), epochs, of, at_work)
+
+
+def _settled(plan: Plan, run: PlannedRun) -> int | None:
+    """Epochs that a run in training has found to fit into its seconds."""
+    try:
+        description = open_run(plan.out / "runs" / run.name).description
+    except ArtefactError:
+        return None
+    epochs: int = description["settings"]["epochs"]
+    return epochs
 
 
 def _require_begun(plan: Plan, code: int) -> None:

@@ -11,6 +11,7 @@ from lmm.study.names import shown
 from lmm.study.plan import Plan
 
 SUFFIXES = {"csv": "csv", "markdown": "md", "latex": "tex"}
+COSTS = ("parameters", "training_s")
 MAIN = METRICS[0]  # of which tables for people have the difference
 
 
@@ -19,8 +20,8 @@ def format_table(plan: Plan, compared: Sequence[Compared], kind: str) -> str:
 
     What varies, number of runs, mean ± standard deviation over seeds (DSC and IoU in per cent,
     HD95 in px); of DSC the difference to the baseline with its 95 % interval, and the share of
-    images on which the setting is better, in per cent. CSV has plain numbers, and the differences
-    of every metric.
+    images on which the setting is better, in per cent. Where models differ their parameters and
+    the seconds of training as well. CSV has plain numbers, and the differences of every metric.
 
     kind  csv, markdown or latex
     """
@@ -32,11 +33,14 @@ def _csv(plan: Plan, compared: Sequence[Compared]) -> str:
     writer = csv.writer(content, lineterminator="\n")
     parts = ("", "_sd", "_difference", "_low", "_high", "_wins")
     scores = [f"{key}{part}" for key in KEYS for part in parts]
-    writer.writerow([*plan.grid.varied, "baseline", "runs", "of", "seeds", "images", *scores])
+    varied = plan.grid.varied
+    writer.writerow([*varied, "baseline", "runs", "of", "seeds", "images", *scores, *COSTS])
     for one in compared:
-        said = [shown(one.settings[name]) for name in plan.grid.varied]
+        said = [shown(one.settings[name]) if name in one.settings else "" for name in varied]
         counts = [int(one.baseline), one.runs, one.of, one.seeds, one.images]
-        writer.writerow([*said, *counts, *(cell for m in METRICS for cell in _numbers(one, m))])
+        writer.writerow(
+            [*said, *counts, *(cell for m in METRICS for cell in _numbers(one, m)), *_costs(one)]
+        )
     return content.getvalue()
 
 
@@ -51,21 +55,22 @@ def _numbers(one: Compared, metric: Metric) -> list[str]:
 
 
 def _markdown(plan: Plan, compared: Sequence[Compared]) -> str:
-    headings = [*plan.grid.varied, *_headings()]
+    headings = [*plan.grid.varied, *_headings(plan)]
     rows = _cells(plan, compared, escape_markdown, "**{}**", " ± ", "–")
     return markdown_table(headings, rows, words=len(plan.grid.varied))
 
 
 def _latex(plan: Plan, compared: Sequence[Compared]) -> str:
     names = [name.replace("_", " ").capitalize() for name in plan.grid.varied]
-    headings = [escape_latex(one) for one in (*names, *_headings())]
+    headings = [escape_latex(one) for one in (*names, *_headings(plan))]
     rows = _cells(plan, compared, escape_latex, r"\textbf{{{}}}", r" $\pm$ ", "--")
     return latex_table(headings, rows, words=len(plan.grid.varied))
 
 
-def _headings() -> list[str]:
+def _headings(plan: Plan) -> list[str]:
+    costs = [cost.replace("_", " ") for cost in COSTS if plan.grid.has_peers]
     of_main = [f"{MAIN.name} difference (95 % interval)", f"better on ({MAIN.unit})"]
-    return ["runs", MAIN.heading, *of_main, *(metric.heading for metric in METRICS[1:])]
+    return ["runs", MAIN.heading, *of_main, *(metric.heading for metric in METRICS[1:]), *costs]
 
 
 def _cells(
@@ -80,8 +85,12 @@ def _cells(
     for one in compared:
         means = [_mean(one, compared, metric, bold, plus_minus) for metric in METRICS]
         runs = str(one.runs) if one.runs == one.of else f"{one.runs} of {one.of}"
-        said = [escape(shown(one.settings[name])) for name in plan.grid.varied]
-        rows.append([*said, runs, means[0], *_difference(one, to), *means[1:]])
+        said = [
+            escape(shown(one.settings[name])) if name in one.settings else to
+            for name in plan.grid.varied
+        ]
+        costs = _costs(one) if plan.grid.has_peers else []
+        rows.append([*said, runs, means[0], *_difference(one, to), *means[1:], *costs])
     return rows
 
 
@@ -100,6 +109,11 @@ def _mean(
 def round_shown(metric: Metric, value: float) -> float:
     """A value as it is shown, so that what reads alike is alike."""
     return float(metric.shown(value))
+
+
+def _costs(one: Compared) -> list[str]:
+    """Parameters and seconds of training, empty without a run."""
+    return ["", ""] if one.seconds is None else [str(one.parameters), f"{one.seconds:.0f}"]
 
 
 def _difference(one: Compared, to: str) -> list[str]:

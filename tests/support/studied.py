@@ -42,11 +42,16 @@ def fabricate(plan: Plan, shift_px: dict[int, int] | None = None) -> Plan:
         table = pl.DataFrame({"sample_id": list(truths), **scores})
         png = pl.Series([mask_png(mask) for mask in masks])
         lines = [
-            {"epoch": epoch, "val_dsc": 0.9 - 1 / (epoch + 1 + run.seed) - 0.002 * run.setting}
+            {
+                "epoch": epoch,
+                "seconds": 10.0 * epoch,
+                "val_dsc": 0.9 - 1 / (epoch + 1 + run.seed) - 0.002 * run.setting,
+            }
             for epoch in range(1, EPOCHS + 1)
         ]
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (folder / "summary.json").write_text("{}")
+        costs = {"parameters": 1000 * (1 + run.setting), "seconds": 60.0 + run.seed}
+        (folder / "summary.json").write_text(json.dumps(costs))
         parquet = (plan.out / run.scores_file).with_suffix(".parquet")
         table.with_columns(prediction_png=png).write_parquet(parquet)
         (plan.out / run.scores_file).write_text("{}")

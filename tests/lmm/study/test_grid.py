@@ -22,16 +22,18 @@ WORKFLOW = yaml.safe_load((ROOT / "config" / "schema.yaml").read_text())["proper
 
 def test_everything_that_train_takes_may_vary() -> None:
     properties = grid_schema()["properties"]
-    every = {one.name for one in fields(TrainSettings)} - {"seed"}
-    assert properties["vary"]["properties"].keys() == every | {"store"}
+    every = {one.name for one in fields(TrainSettings)} | {"store", "model", "seconds"}
+    every -= {"seed"}
+    assert properties["vary"]["properties"].keys() == every
     for part in (properties["fixed"], properties["runs"]["items"], properties["baseline"]):
-        assert part["properties"].keys() == (every | {"store"}) - {"fold"}
+        assert part["properties"].keys() == every - {"fold"}
 
 
 @pytest.mark.parametrize("name", WORKFLOW["properties"].keys() - {"seeds", "fold"})
 def test_a_grid_allows_what_the_workflow_allows(name: str) -> None:
     said = {k: v for k, v in WORKFLOW["properties"][name].items() if k != "description"}
-    assert grid_schema()["properties"]["fixed"]["properties"][name] == said
+    ours = grid_schema()["properties"]["fixed"]["properties"][name]
+    assert (ours["anyOf"][0] if name == "views" else ours) == said
 
 
 @pytest.mark.parametrize("file", READY, ids=lambda file: str(file.stem))
@@ -71,7 +73,7 @@ def test_a_number_may_be_written_as_people_write_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("grid", "says"),
     [
-        ({**LM, "colour": 1}, "one of vary, runs, seeds, fixed, baseline, stores, split"),
+        ({**LM, "colour": 1}, "one of vary, runs, seeds, fixed, baseline, stores, manifest, split"),
         ({**LM, "fixed": {"colour": 1}}, "'colour' was unexpected"),
         ({**LM, "vary": {"loss": ["dice"]}}, "'dice' is not one of"),
         ({**LM, "vary": {"width": ["wide"]}}, "'wide' is not of type 'integer'"),
@@ -133,7 +135,7 @@ def test_a_name_says_what_varies_and_what_is_not_the_default(tmp_path: Path) -> 
 
 
 def test_no_two_settings_have_one_name_and_each_is_fit_for_a_file() -> None:
-    default = {one.name: one.default for one in fields(TrainSettings)}
+    default = {"model": "lmm", **{one.name: one.default for one in fields(TrainSettings)}}
     others: list[dict[str, Any]] = [
         {},
         {"lr": 1e-5},

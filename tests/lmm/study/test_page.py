@@ -120,7 +120,7 @@ def test_points_and_intervals_stand_where_their_numbers_are(plans: dict[int, Pla
 
 def test_curves_of_all_settings_have_the_same_axes(plans: dict[int, Plan]) -> None:
     drawn = curves(plans[12])
-    assert drawn["last"] == 6
+    assert drawn["last"] == "6"
     assert [len(lines) for lines in drawn["by_setting"]] == [3] * 4
     ends = {line.split()[-1].split(",")[0] for lines in drawn["by_setting"] for line in lines}
     assert ends == {"350.0"}

@@ -1,14 +1,15 @@
 """gms-lmm baseline: manifest in, run directory of a network in pixels out."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cli.options import device_option, emit, json_option, progress_bar, say, setting_options, table
+from cli.options import device_option, emit, json_option, setting_options, table
+from cli.training import carry_out, make_cublas_deterministic, show_plan
 from lmm.baseline.settings import FRESH, BaselineSettings
 from lmm.settings import known_settings
+from pipeline.telling import Progress
 
 
 class Views(click.ParamType[int | str]):
@@ -84,10 +85,9 @@ def command(
     from lmm.baseline.train import describe, train_baseline
     from pipeline.device import choose_device, choose_precision
 
-    if settings["deterministic"]:
-        # cuBLAS reads it when it is first used.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     chosen = choose_device(device)
+    if settings["deterministic"]:
+        make_cublas_deterministic()
     wanted = BaselineSettings(precision=choose_precision(precision, chosen), **settings)
     images = open_manifest(manifest, wanted.size)
     fold = "" if wanted.fold is None else f"-fold{wanted.fold}"
@@ -95,14 +95,11 @@ def command(
     wanted = settle_epochs(images, out, wanted, chosen)
     plan = describe(images, wanted)
     if dry_run:
-        emit({"run": str(out), **plan}, as_json, lambda: table("would train", {"run": out, **plan}))
+        show_plan(out, plan, as_json)
         return
-    finished = out / "summary.json"
-    before = finished.read_bytes() if finished.exists() else None
-    if before is None and not as_json:
-        say(f"baseline {out}: " + ", ".join(f"{key} {value}" for key, value in plan.items()))
-    with progress_bar("baseline", "steps") as progress:
-        summary = train_baseline(
+
+    def work(progress: Progress) -> dict[str, Any]:
+        return train_baseline(
             images,
             out,
             wanted,
@@ -111,7 +108,6 @@ def command(
             overwrite=overwrite,
             progress=progress,
         )
-    # A run replaced by --overwrite has a summary of its own.
-    if finished.read_bytes() == before:
-        say(f"{out} is already complete")
+
+    summary = carry_out("baseline", out, plan, work, quiet=as_json)
     emit(summary, as_json, lambda: table("trained", summary))

@@ -1,6 +1,5 @@
 """gms-lmm train: latent store in, run directory out."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +13,12 @@ from cli.options import (
     emit,
     json_option,
     latents_option,
-    progress_bar,
     say,
     setting_options,
     table,
 )
+from cli.training import carry_out, make_cublas_deterministic, show_plan
+from pipeline.telling import Progress
 
 POOR_AGREEMENT = 0.9
 
@@ -85,42 +85,39 @@ def command(
     from pipeline.device import choose_device, choose_precision, require_compiler
     from pipeline.store import open_store
 
-    if settings["deterministic"]:
-        # cuBLAS reads it when it is first used.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     store = open_store(latents)
     chosen = choose_device(device)
+    if settings["deterministic"]:
+        make_cublas_deterministic()
     wanted = TrainSettings(precision=choose_precision(precision, chosen), **settings)
 
     fold = "" if wanted.fold is None else f"-fold{wanted.fold}"
     out = out or Path("runs") / f"{store.name}-{wanted.loss}{fold}-s{wanted.seed}"
     plan = describe(store, wanted)
     if dry_run:
-        emit({"run": str(out), **plan}, as_json, lambda: table("would train", {"run": out, **plan}))
+        show_plan(out, plan, as_json)
         return
-    finished = out / "summary.json"
-    before = finished.read_bytes() if finished.exists() else None
-    if before is None:
-        if not as_json:
-            say(f"train {out}: " + ", ".join(f"{key} {value}" for key, value in plan.items()))
+
+    def prepare() -> None:
         if wanted.compile:
             require_compiler(chosen)
         if wanted.has_student:
             teach(store, chosen, wanted.precision, wanted.fold)
-    with progress_bar("train", "steps") as progress, _events(out, tensorboard) as log:
-        summary = train(
-            store,
-            out,
-            wanted,
-            device=chosen,
-            resume=resume,
-            overwrite=overwrite,
-            progress=progress,
-            log=log,
-        )
-    # A run replaced by --overwrite has a summary of its own.
-    if finished.read_bytes() == before:
-        say(f"{out} is already complete")
+
+    def work(progress: Progress) -> dict[str, Any]:
+        with _events(out, tensorboard) as log:
+            return train(
+                store,
+                out,
+                wanted,
+                device=chosen,
+                resume=resume,
+                overwrite=overwrite,
+                progress=progress,
+                log=log,
+            )
+
+    summary = carry_out("train", out, plan, work, prepare=prepare, quiet=as_json)
     agreement = summary.get("student_agreement")
     if agreement is not None and agreement < POOR_AGREEMENT:
         say(

@@ -14,7 +14,6 @@ from lmm.batches import steps_per_epoch
 from lmm.loop import Log, fit
 from lmm.run import Run, begin_run, run_lock
 from lmm.run.lineage import lineage_of
-from lmm.settings import TrainSettings
 from lmm.splits import images_by_split
 from pipeline.telling import Progress
 
@@ -84,8 +83,8 @@ def start_baseline(
         },
         "tokenizer": None,
     }
-    seen = TrainSettings(select_on=settings.select_on, fold=settings.fold)
-    lineage = lineage_of(images.samples, seen)
+    seen = (split_of(images, split, settings.fold) for split in ("train", settings.select_on))
+    lineage = lineage_of(*seen)
     return begin_run(
         out, description, lineage, software=["monai"], resume=resume, overwrite=overwrite
     )

@@ -24,7 +24,7 @@ from lmm.model import LatentMappingModel
 from lmm.run.checkpoint import load_weights, read_checkpoint
 from lmm.run.lineage import LINEAGE_FILE, lineage_of, read_lineage, write_lineage
 from lmm.settings import TrainSettings
-from lmm.splits import images_by_split
+from lmm.splits import images_by_split, rows_of_split, rows_to_train_on
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.files import PARTIAL, replace_file
 from pipeline.images import Window
@@ -224,7 +224,9 @@ def start_run(
                  something else is there
     """
     description = _description(store, settings, model_class)
-    lineage = lineage_of(store.samples, settings)
+    samples = store.samples
+    train, select = rows_to_train_on(samples, settings), rows_of_split(samples, settings.select_on)
+    lineage = lineage_of(samples[train], samples[select])
     return begin_run(out, description, lineage, resume=resume, overwrite=overwrite)
 
 

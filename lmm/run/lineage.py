@@ -5,8 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from lmm.settings import TrainSettings
-from lmm.splits import CONTENT, rows_of_split, rows_to_train_on
+from lmm.splits import CONTENT
 from pipeline.errors import ArtefactError
 from pipeline.files import replacing
 
@@ -14,17 +13,14 @@ LINEAGE_FILE = "lineage.parquet"
 ROLES = {"train": "were trained on", "select": "chose the epoch"}
 
 
-def lineage_of(samples: pl.DataFrame, settings: TrainSettings) -> pl.DataFrame:
-    """What a run on a store is going to see: image_sha256, mask_sha256, sample_id, role.
+def lineage_of(train: pl.DataFrame, select: pl.DataFrame) -> pl.DataFrame:
+    """What a run is going to see: image_sha256, mask_sha256, sample_id, role.
 
-    samples  the store's
-    returns  a row for each sample it is trained on (role `train`) or selected on (`select`)
+    train    samples that it is trained on, rows of a store or manifest
+    select   those that choose its epoch
+    returns  a row for each, its role `train` or `select`
     """
-    rows = {
-        "select": rows_of_split(samples, settings.select_on),
-        "train": rows_to_train_on(samples, settings),
-    }
-    parts = [samples[rows].with_columns(role=pl.lit(role)) for role, rows in rows.items()]
+    parts = [select.with_columns(role=pl.lit("select")), train.with_columns(role=pl.lit("train"))]
     return pl.concat(parts).select(*CONTENT, "sample_id", "role").sort("role", "sample_id")
 
 

@@ -112,7 +112,7 @@ def load_student(
     device = teacher.tokenizer.device
     if kept := kept_student(store, device, fold):
         return kept
-    with exclusive(store.url, f".{student_file(fold)}.lock", "distill", wait=True):
+    with exclusive(store.url, f".{student_file(fold)}.lock", "distill", wait_for="distill"):
         return kept_student(store, device, fold) or _new_student(store, teacher, fold, progress)
 
 

@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from pipeline.errors import ArtefactError
 from pipeline.store.lease import Lease
 
 _POLL_S = 0.2
+_PARTITION = "partition"
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP}
 
 
@@ -58,20 +59,23 @@ class WriterLock:
 
 
 @contextmanager
-def exclusive(url: str, suffix: str, what: str, *, wait: bool = False) -> Iterator[WriterLock]:
+def exclusive(
+    url: str, suffix: str, what: str, *, wait_for: str | None = None
+) -> Iterator[WriterLock]:
     """Hold the lock `url` + `suffix` for `what`, a word for whoever finds it held.
 
-    wait    until another gives it back, instead of being refused
-    raises  ArtefactError naming owner, age and lock when someone else holds it
+    wait_for  wait for those whose word begins so to give it back, instead of being refused
+    raises    ArtefactError naming owner, age and lock when someone else holds it
     """
     url = url.rstrip("/")
     fs, path = fsspec.core.url_to_fs(url + suffix)
     lock = _lock_at(fs, path, what)
     while not lock.take():
-        if wait:
-            time.sleep(_POLL_S)
-        elif (owner := lock.owner()) is not None:  # else released between the two looks
+        if (owner := lock.owner()) is None:  # released between the two looks
+            continue
+        if wait_for is None or not str(owner.get("what")).startswith(wait_for):
             raise _HeldError(url, url + suffix, owner)
+        time.sleep(_POLL_S)
     try:
         yield WriterLock(url + suffix, lock)
     finally:
@@ -96,15 +100,7 @@ def shared_lock(url: str, partition: Partition) -> Iterator[WriterLock]:
 
     Waits for other partitions, which do the same, but not for a writer of the whole store.
     """
-    with ExitStack() as held:
-        while True:
-            try:
-                lock = held.enter_context(exclusive(url, ".lock", f"partition {partition}"))
-                break
-            except _HeldError as error:
-                if not str(error.owner.get("what")).startswith("partition "):
-                    raise
-                time.sleep(_POLL_S)
+    with exclusive(url, ".lock", f"{_PARTITION} {partition}", wait_for=_PARTITION) as lock:
         yield lock
 
 
@@ -118,7 +114,7 @@ def partition_lock(url: str, partition: Partition) -> Iterator[WriterLock]:
         if not other.endswith(f"-of-{partition.count}.lock"):
             raise _HeldError(url, other, owner)
     suffix = f".{partition.number}-of-{partition.count}.lock"
-    with exclusive(url, suffix, f"partition {partition}") as lock:
+    with exclusive(url, suffix, f"{_PARTITION} {partition}") as lock:
         yield lock
 
 
@@ -166,7 +162,6 @@ class _HeldError(ArtefactError):
         super().__init__(
             f"{url} is held by {who}", f"wait for it, or end it; if it is long gone, remove {lock}"
         )
-        self.owner = owner
 
 
 class _Lock(Protocol):

@@ -144,7 +144,7 @@ def _state(plan: "Plan", run: Any) -> str:
 def _show_plan(plan: "Plan") -> None:
     grid = Table(title=_in_words(plan), title_justify="left")
     for heading in ("run", "state"):
-        grid.add_column(heading)
+        grid.add_column(heading, overflow="fold")
     for run in plan.runs:
         grid.add_row(run.name, _state(plan, run))
     Console(highlight=False).print(grid)

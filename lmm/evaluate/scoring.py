@@ -17,18 +17,17 @@ from lmm.evaluate.ceiling import ceiling_of
 from lmm.evaluate.cells import Cells, PixelCells, read_cells
 from lmm.evaluate.evaluation import Evaluation, Wanted
 from lmm.evaluate.files import Scored, find_scored, mask_png, require_unseen
+from lmm.evaluate.looking import Looked, Truth
 from lmm.evaluate.members import Members, averaged_greys
-from lmm.evaluate.native import Originals, file_of
-from lmm.evaluate.sureness import Sureness
 from lmm.evaluate.twins import twins_in_train
-from lmm.metrics import HD95, KEYS, Scores, score, summarise
+from lmm.metrics import HD95, KEYS, summarise
 from lmm.run import Run
-from lmm.splits import FOLD, digests_of_folds, groups_of
+from lmm.splits import FOLD, digests_of_folds
 from lmm.student.file import student_of
 from lmm.student.network import StudentDecoder
 from pipeline.errors import UsageError
 from pipeline.store import LatentStore
-from pipeline.telling import Progress, ticking
+from pipeline.telling import Progress
 
 
 @dataclass(frozen=True)
@@ -82,67 +81,33 @@ def evaluate(
     if not allow_seen:
         for one in members.runs:
             require_unseen(one, images, split, find_scored(one, images, split))
-    started = time.monotonic()
-    cells: Cells | PixelCells
-    if isinstance(images, LatentStore) and not run.is_baseline:
-        cells = read_cells(images, [split], device, run.fold, views=members.views(images))
-    else:
-        cells = PixelCells(read_pixels(images, split, run.fold))
-    ids = [cells.sample_ids[place] for place in cells.order]
-    truths = cells.truths[cells.order]
-    originals = None
-    if wanted.native:
-        originals = Originals(images, ids, wanted.hd95, keep_greys=wanted.grey)
     student = student_of(run, device) if wanted.student else None
-    sure = Sureness(truths) if wanted.sure or not members.alone else None
-    greys_kept: list[bytes] = [] if originals is None else originals.greys
-    decodes = members.decodes(images)
-    tick = ticking(progress, len(cells) * (decodes + (2 if wanted.ceiling else 0)))
-
-    def look(greys: torch.Tensor, alone: Sequence[torch.Tensor] = ()) -> None:
-        if originals:
-            originals.score(greys)
-        elif wanted.grey:
-            greys_kept.extend(file_of(grey) for grey in greys.cpu().numpy())
-        if sure:
-            sure.add(greys, alone)
-        tick(decodes * len(greys))
-
-    if members.alone:
-        model = network_of(run, device) if run.is_baseline else run.model(device)
-        predicted = predict(model, cells, look)
-    else:
-        assert isinstance(cells, Cells), "require_fit has asked for it"
-        predicted = _averaged(members, cells, look)
+    started = time.monotonic()
+    cells = _read(members, images, split, device)
+    truth = Truth(images, cells, wanted.hd95)
+    looked = Looked(members, truth, wanted, progress)
+    predicted = _predicted(members, cells, device, looked)
     seconds = time.monotonic() - started
-    scores = score(predicted.masks, truths, hd95=wanted.hd95)
-    columns = dict(scores)
-    groups = groups_of(images.samples, ids)
-    summary = {
-        "split": split,
-        **summarise(scores, groups=groups),
-        **_what_was_scored(run, images, scored, wanted.hd95),
-        **({} if members.alone else members.describe(images, len(ids))),
-    }
-    if sure:
-        columns["confidence"] = sure.confidence
-        summary["confidence"] = sure.summary(scores["dsc"])
+    scores = truth.score(predicted.masks)
+    columns, summary = dict(scores), {"split": split, **truth.summary(scores)}
+    summary |= _what_was_scored(run, images, scored, wanted.hd95)
+    if not members.alone:
+        summary |= members.describe(images, len(truth.ids))
+    columns |= looked.columns()
+    summary |= looked.summaries(scores)
     if split == FOLD:
         summary["folds"] = digests_of_folds(images.samples)
-    if originals:
-        columns |= {f"native_{name}": values for name, values in originals.scores.items()}
-        summary["native"] = summarise(originals.scores, groups=groups)
     if student:
-        summary["student"] = _of_student(student, predicted, truths, groups, wanted.hd95)
+        summary["student"] = _of_student(student, predicted, truth)
     if wanted.ceiling:
         assert isinstance(cells, Cells), "require_fit has asked for it"
-        summary["ceiling"] = ceiling_of(cells, split, tick, wanted.hd95).summary
-    twins = twins_in_train(members.lineage(), images.samples, ids)
+        summary["ceiling"] = ceiling_of(cells, split, looked.tick, wanted.hd95).summary
+    twins = twins_in_train(members.lineage(), images.samples, truth.ids)
     if twins is not None:
         columns["twin_in_train"] = twins
         if twins.any():
-            summary["without_twins"] = _of_some(~twins, scores, groups)
-    per_image = _per_image(images, ids, columns, predicted.masks)
+            summary["without_twins"] = truth.summary(scores, ~twins) if not twins.all() else None
+    per_image = _per_image(truth, columns, predicted.masks)
     if by_class := _by_class(per_image, list(scores)):
         summary["by_class"] = by_class
     return Evaluation(
@@ -150,10 +115,29 @@ def evaluate(
         per_image,
         summary,
         predicted.masks,
-        native=originals.predictions if originals else None,
-        greys=greys_kept if wanted.grey else None,
+        native=looked.originals.predictions if looked.originals else None,
+        greys=looked.greys if wanted.grey else None,
         seconds=seconds,
     )
+
+
+def _read(members: Members, images: Images, split: str, device: torch.device) -> Cells | PixelCells:
+    """The cells of a store that models map, or the pixels that a network in pixels takes."""
+    run = members.runs[0]
+    if isinstance(images, LatentStore) and not run.is_baseline:
+        return read_cells(images, [split], device, run.fold, views=members.views(images))
+    return PixelCells(read_pixels(images, split, run.fold))
+
+
+def _predicted(
+    members: Members, cells: Cells | PixelCells, device: torch.device, look: Looked
+) -> Predicted:
+    if members.alone:
+        run = members.runs[0]
+        model = network_of(run, device) if run.is_baseline else run.model(device)
+        return predict(model, cells, look)
+    assert isinstance(cells, Cells), "require_fit has asked for it"
+    return _averaged(members, cells, look)
 
 
 def predict(
@@ -186,34 +170,18 @@ def _averaged(members: Members, cells: Cells, look: Callable[..., None]) -> Pred
     return Predicted(None, np.concatenate(masks))
 
 
-def _of_some(chosen: np.ndarray, scores: Scores, groups: np.ndarray) -> dict[str, Any] | None:
-    """The summary of some of the images; None where there is none."""
-    if not chosen.any():
-        return None
-    return summarise({key: of[chosen] for key, of in scores.items()}, groups=groups[chosen])
-
-
-def _of_student(
-    student: StudentDecoder,
-    predicted: Predicted,
-    truths: torch.Tensor,
-    groups: np.ndarray,
-    hd95: HD95,
-) -> dict[str, Any]:
+def _of_student(student: StudentDecoder, predicted: Predicted, truth: Truth) -> dict[str, Any]:
     """What a student's masks score, and how well they agree with those of the frozen decoder."""
     assert predicted.z_mask_hat is not None, "of a baseline and of an average it is refused"
-    masks = student.masks(predicted.z_mask_hat)
-    scores = summarise(score(masks, truths, hd95=hd95), groups=groups)
+    scores = truth.score(student.masks(predicted.z_mask_hat).cpu().numpy())
     agreement = student.agreement(predicted.z_mask_hat, torch.from_numpy(predicted.masks))
-    return {**scores, "agreement": agreement}
+    return {**truth.summary(scores), "agreement": agreement}
 
 
-def _per_image(
-    images: Images, ids: list[str], columns: dict[str, Any], predictions: np.ndarray
-) -> pl.DataFrame:
-    named = images.samples.select("sample_id", "dataset", "class")
+def _per_image(truth: Truth, columns: dict[str, Any], predictions: np.ndarray) -> pl.DataFrame:
+    named = truth.images.samples.select("sample_id", "dataset", "class")
     return (
-        pl.DataFrame({"sample_id": ids})
+        pl.DataFrame({"sample_id": truth.ids})
         .join(named, on="sample_id", maintain_order="left")
         .with_columns(**{name: pl.Series(values) for name, values in columns.items()})
         .with_columns(prediction_png=pl.Series([mask_png(mask) for mask in predictions]))

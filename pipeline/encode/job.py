@@ -27,13 +27,12 @@ from pipeline.manifest import Manifest
 from pipeline.samples import decode_sample
 from pipeline.store import LatentStore, open_store, store_exists
 from pipeline.store.create import create_store, extend_store, has_room
-from pipeline.store.finish import drop_receipt, write_receipt
+from pipeline.store.finish import drop_receipt, finish
 from pipeline.store.lock import (
     Partition,
     WriterLock,
     partition_lock,
     shared_lock,
-    sweep_locks,
     sweep_partitions,
     writer_lock,
 )
@@ -93,12 +92,7 @@ def encode(
         if partition is None:
             lock = held.enter_context(writer_lock(url))
             if repair:
-                damaged = open_store(url, "r+")
-                if not has_room(damaged, damaged.views):
-                    damaged = extend_store(damaged, damaged.attributes, damaged.samples)
-                faults = verify(damaged)[1]
-                lock.require_held()
-                mend(damaged, faults)
+                _repair(url, lock)
             work = find_work(url, manifest, attributes)
             if scheduler and work.todo.any():  # before anything is touched
                 client = held.enter_context(_dask().connected(scheduler))
@@ -107,10 +101,10 @@ def encode(
             with shared_lock(url, partition):
                 work = find_work(url, manifest, attributes)
                 # Refused where it disturbs another partition.
-                store, todo = _begin(url, work, manifest, tokenizer), work.todo
+                store = _begin(url, work, manifest, tokenizer)
                 lock = held.enter_context(partition_lock(url, partition))
-            share = _share_of(partition, store.blocks())
-            todo &= np.repeat(share, store.shard_samples)[: todo.shape[1]]
+            share = np.repeat(_share_of(partition, store.blocks()), store.shard_samples)
+            todo = work.todo & share[: work.todo.shape[1]]
         if client is not None:
             options = (tokenizer.name, worker_device, batch_size)
             _dask().encode_cells(client, store, todo, *options, lock, progress)
@@ -125,10 +119,7 @@ def encode(
         present = store.present()
         complete = bool(present[:, store.live].all())
         if complete:
-            lock.require_held()
-            sweep_locks(url)
-            store.folder.remove_partial()
-            write_receipt(store)
+            finish(store, lock)
     encoded, seconds = int(todo.sum()), time.monotonic() - started
     return EncodeReport(
         encoded=encoded,
@@ -138,6 +129,16 @@ def encode(
         samples_per_s=encoded / seconds,
         complete=complete,
     )
+
+
+def _repair(url: str, lock: WriterLock) -> None:
+    """Take out of a store whatever is wrong with it, to be encoded again."""
+    damaged = open_store(url, "r+")
+    if not has_room(damaged, damaged.views):
+        damaged = extend_store(damaged, damaged.attributes, damaged.samples)
+    faults = verify(damaged)[1]
+    lock.require_held()
+    mend(damaged, faults)
 
 
 def _begin(url: str, work: Work, manifest: Manifest, tokenizer: Tokenizer) -> LatentStore:

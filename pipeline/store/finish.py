@@ -9,10 +9,19 @@ import numpy as np
 from pipeline.ahead import map_ahead
 from pipeline.store.format import RECEIPT_FILE
 from pipeline.store.latent_store import LatentStore
+from pipeline.store.lock import WriterLock, sweep_locks
 from pipeline.store.receipt import is_of, receipt_head
 
 _AHEAD = 8  # shards in memory, some MB each
 _SHA256_BYTES = 32
+
+
+def finish(store: LatentStore, lock: WriterLock) -> None:
+    """Leave nothing beside a store that is whole, and write its receipt; raises as that does."""
+    lock.require_held()
+    sweep_locks(store.url)
+    store.folder.remove_partial()
+    write_receipt(store)
 
 
 def write_receipt(store: LatentStore) -> None:

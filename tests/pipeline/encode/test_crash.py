@@ -90,7 +90,7 @@ class Killed(BaseException):
         "pipeline.encode.job.decode_sample",
         "pipeline.encode.job.CellEncoder.__call__",
         "pipeline.store.shards.cell_checksums",
-        "pipeline.encode.job.write_receipt",
+        "pipeline.store.finish.write_receipt",
         "pipeline.store.finish.array_digests",
     ],
 )

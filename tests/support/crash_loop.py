@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import diffusers.models.autoencoders.autoencoder_kl  # noqa: F401  else each child imports it
 import torch
 
 import pipeline.store.create
@@ -23,7 +24,7 @@ from pipeline.encode import encode
 from pipeline.manifest import read_manifest
 from pipeline.tokenizer import load_tokenizer
 
-VIEWS, SIZE_PX, SHARD_SAMPLES = 2, 64, 8
+VIEWS, SIZE_PX, SHARD_SAMPLES = 2, 64, 4
 
 
 def attempt(manifest: str, url: str, tokenizer: str, counter: mmap.mmap) -> int:

@@ -9,17 +9,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import small
 import torch
 from dask_cluster import dask_cluster, processes
 from distributed import Client, KilledWorker, LocalCluster
+from distributed.comm.tcp import TCP
 from encoded import run
 
-from pipeline.encode.worker import Encoding, encode_block
+from pipeline.encode.cluster import connected, encode_cells
+from pipeline.encode.worker import Encoded, Encoding, encode_block
 from pipeline.errors import ArtefactError, InputError, UsageError
 from pipeline.manifest import Manifest
 from pipeline.store import open_store
+from pipeline.store.lock import Partition
 from pipeline.store.verify import verify
 from pipeline.tokenizer import Tokenizer
 
@@ -30,13 +34,14 @@ CELLS = VIEWS * len(NAMES)
 pytestmark = pytest.mark.usefixtures("two_a_shard")
 
 
-@pytest.fixture
-def two_a_shard(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(scope="module")
+def two_a_shard() -> Iterator[None]:
     """Ten blocks; and one thread, as each worker has, for threads decide the last bit."""
-    monkeypatch.setattr("pipeline.store.create.SHARD_SAMPLES", 2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.store.create.SHARD_SAMPLES", 2)
+        yield
     torch.set_num_threads(threads)
 
 
@@ -60,10 +65,15 @@ def here() -> Iterator[str]:
         yield cluster.scheduler_address
 
 
-@pytest.fixture
-def receipt(twenty: Manifest, tokenizer: Tokenizer, tmp_path: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def receipt(
+    two_a_shard: None,
+    twenty: Manifest,
+    tokenizer: Tokenizer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Any]:
     """That of one process."""
-    url = str(tmp_path / "one.zarr")
+    url = str(tmp_path_factory.mktemp("one") / "one.zarr")
     run(twenty, url, tokenizer)
     found = open_store(url).receipt()
     assert found
@@ -84,6 +94,14 @@ def test_processes_on_this_machine_end_with_the_receipt_of_one_and_leave_no_trac
     assert dict(os.environ) == before
 
 
+def test_four_shares_end_with_the_receipt_of_one_process(
+    twenty: Manifest, url: str, tokenizer: Tokenizer, receipt: dict[str, Any]
+) -> None:
+    done = [run(twenty, url, tokenizer, partition=Partition(i, 4)).encoded for i in (2, 4, 1, 3)]
+    assert done == [12, 8, 12, 8]
+    assert open_store(url).receipt() == receipt
+
+
 def test_whatever_is_killed_nothing_is_lost_and_the_receipt_is_that_of_one_process(
     twenty: Manifest,
     url: str,
@@ -92,10 +110,15 @@ def test_whatever_is_killed_nothing_is_lost_and_the_receipt_is_that_of_one_proce
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Three workers are killed, then the scheduler; then the same command again."""
+    """Nothing first; then three workers, then the scheduler; then the same command again."""
     monkeypatch.setattr("pipeline.encode.cluster.WAIT_S", 2)
     killed: set[int] = set()
     with dask_cluster(tmp_path, workers=3) as cluster:
+        undisturbed = str(tmp_path / "undisturbed.zarr")
+        run(twenty, undisturbed, tokenizer, scheduler=cluster.address)
+        assert open_store(undisturbed).receipt() == receipt
+        assert cluster.encoded() == CELLS
+        assert len(processes(cluster)) == 3
 
         def kill(_done: int, _total: int) -> None:
             if len(killed) == 3:
@@ -111,7 +134,7 @@ def test_whatever_is_killed_nothing_is_lost_and_the_receipt_is_that_of_one_proce
         cluster.start()
         report = run(twenty, url, tokenizer, scheduler=cluster.address)
         assert len(processes(cluster)) > 3
-        twice = cluster.encoded() - CELLS
+        twice = cluster.encoded() - 2 * CELLS
         print(f"{twice} of {CELLS} cells encoded twice")  # noqa: T201  shown by pytest -s
     assert len(killed) == 3
     assert report.reused == kept > 0
@@ -140,7 +163,7 @@ def test_a_bad_image_is_named_and_all_others_are_encoded(
     assert store.receipt() is None
 
 
-def test_little_is_sent_and_a_worker_has_two_blocks_at_most(
+def test_a_worker_has_two_blocks_at_most(
     here: str,
     twenty: Manifest,
     url: str,
@@ -148,14 +171,12 @@ def test_little_is_sent_and_a_worker_has_two_blocks_at_most(
     receipt: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sent: list[int] = []
     alive: list[Any] = []
     most = 0
     submit = Client.submit
 
     def submitting(client: Client, *task: Any, **options: Any) -> Any:
         nonlocal most
-        sent.append(len(pickle.dumps(task)))
         future = submit(client, *task, **options)
         alive[:] = [other for other in alive if not other.done()] + [future]
         most = max(most, len(alive))
@@ -164,9 +185,56 @@ def test_little_is_sent_and_a_worker_has_two_blocks_at_most(
     monkeypatch.setattr(Client, "submit", submitting)
     run(twenty, url, tokenizer, scheduler=here)
     assert open_store(url).receipt() == receipt
-    assert len(sent) == 10
-    assert max(sent) - len(url) < 150
     assert most == 2
+
+
+def nothing_to_encode(_name: str, _block: int) -> Encoded:
+    return Encoded(1, ())
+
+
+def test_a_task_is_a_hundred_bytes_and_what_is_sent_does_not_grow_with_the_blocks(
+    small_store: str, kl_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 10⁵ blocks the first and the last hundred lack cells; a worker over TCP encodes them."""
+    todo = np.zeros((1, 100_000), np.bool_)
+    todo[:, :100] = todo[:, -100:] = True
+    store: Any = SimpleNamespace(url=small_store, shard_samples=1)
+    tasks: list[int] = []
+    held: list[int] = []
+    sent: list[int] = []
+    submit, write = Client.submit, TCP.write
+
+    async def writing(comm: TCP, *message: Any, **options: Any) -> int:
+        sent.append(await write(comm, *message, **options))
+        return sent[-1]
+
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp://",
+        dashboard_address="127.0.0.1:0",
+        memory_limit=None,
+        silence_logs="CRITICAL",
+    ) as cluster:
+
+        def submitting(client: Client, *task: Any, **options: Any) -> Any:
+            tasks.append(len(pickle.dumps((task, options["key"]))) - 2 * len(small_store))
+            held.append(len(cluster.scheduler.tasks))
+            return submit(client, *task, **options)
+
+        monkeypatch.setattr(Client, "submit", submitting)
+        monkeypatch.setattr(TCP, "write", writing)
+        monkeypatch.setattr("pipeline.encode.cluster.encode_block", nothing_to_encode)
+        with connected(cluster.scheduler_address) as client:
+            lock: Any = SimpleNamespace(require_held=lambda: None)
+            encode_cells(client, store, todo, str(kl_folder), "cpu", None, lock, None)
+    assert len(tasks) == 200
+    assert max(tasks) < 200  # and twice the URL
+    assert max(held) <= 2
+    a_block = sum(sent) / len(tasks)  # there and back, by whoever sends, and greetings
+    print(f"{max(tasks)} bytes a task, {a_block:.0f} bytes sent for a block")  # noqa: T201
+    assert 2 * 64 * a_block < 1_000_000  # under way at a time, on 64 workers
 
 
 def test_a_block_that_ends_its_workers_is_named_and_all_others_are_encoded(

@@ -41,8 +41,8 @@ def run(manifest: Manifest, url: str, tokenizer: Tokenizer, views: int = 2, **mo
 def test_killed_at_random_moments_it_ends_with_the_same_store(
     tmp_path: Path, kl_folder: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sixty-four images in two views, shards of eight; every attempt but the last is killed."""
-    names = tuple(f"benign ({i + 1})" for i in range(64))
+    """Thirty-two images in two views, shards of four; every attempt but the last is killed."""
+    names = tuple(f"benign ({i + 1})" for i in range(32))
     manifest = small.ingest(small.write_busi(tmp_path / "raw", names))
     write_manifest(manifest, tmp_path / "m.parquet")
     done = subprocess.run(
@@ -68,16 +68,16 @@ def test_killed_at_random_moments_it_ends_with_the_same_store(
     assert done.returncode == 0, done.stderr
     counted = json.loads(done.stdout)
     print(counted)  # noqa: T201  shown by pytest -s: how many cells were encoded twice
-    monkeypatch.setattr("pipeline.store.create.SHARD_SAMPLES", 8)
+    monkeypatch.setattr("pipeline.store.create.SHARD_SAMPLES", 4)
     run(manifest, str(tmp_path / "reference.zarr"), tokenizer)
     reference = digests(str(tmp_path / "reference.zarr"))
     assert counted["kills"] >= KILLS
     for number in range(counted["stores"]):
         store = open_store(str(tmp_path / f"{number}.zarr"))
         assert store.receipt()["arrays"] == reference
-        assert verify(store) == (128, [])
+        assert verify(store) == (64, [])
     # A kill costs at most the one shard that was being encoded or written.
-    assert counted["encoded"] - 128 * counted["stores"] <= 8 * counted["kills"]
+    assert counted["encoded"] - 64 * counted["stores"] <= 4 * counted["kills"]
 
 
 class Killed(BaseException):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -161,7 +161,8 @@ def open_batches(
     raises  as `SplitReader` and its `read` do
     """
     rows, views = rows_to_train_on(store.samples, settings), views_of(store, settings)
-    reader = SplitReader(store, "train", masks=settings.has_dice, rows=rows)
+    what: dict[str, Any] = {"masks": settings.has_dice, "std": settings.has_noise, "rows": rows}
+    reader = SplitReader(store, "train", **what)
     needed = views * len(reader.places) * reader.cell_bytes
     residency = settings.residency
     if residency == "auto":
@@ -174,9 +175,7 @@ def open_batches(
         shards = int(_memory_allowed(settings, "ram", device) / shard / 4)
         return Streamed(reader, settings, device, max(1, shards))
     home = device if residency == "device" else torch.device("cpu")
-    latents = load_latents(
-        store, "train", views=views, masks=settings.has_dice, rows=rows, device=home
-    )
+    latents = load_latents(store, "train", views=views, device=home, **what)
     return Resident(latents, settings, device)
 
 

@@ -53,7 +53,7 @@ class Latents:
     """One split of a store on one device.
 
     image_mean   (K, n, C, h, w) float16, raw tokenizer units
-    image_std    likewise, or None for a deterministic tokenizer
+    image_std    likewise, or None where the split was loaded without
     mask_mean    (K, n, C, h, w) float16, raw tokenizer units
     mask_bits    (K, n, H, ⌈W/8⌉) uint8, eight pixels a byte, the first in the highest bit; or None
     """
@@ -104,7 +104,7 @@ class Latents:
 
         mean = cells(self.image_mean).float()
         if noise is not None and posterior != "mean":
-            assert self.image_std is not None
+            assert self.image_std is not None, "loaded without std"
             spread = cells(self.image_std).float() * noise
             mean = mean + (spread if posterior == "sample" else spread / self.scaling_factor)
         scaling = (self.scaling_factor, self.shift_factor)
@@ -141,6 +141,7 @@ class Latents:
 class SplitReader:
     """The cells of one split of a finished store, shard by shard.
 
+    std     whether the posterior's standard deviation is read, where the store has it
     rows    those of the split to read, in the store and in its order; None for all
     places  rows of the split in the store; see `lmm.splits.rows_of_split`
     blocks  blocks of the store that hold any of them
@@ -155,12 +156,14 @@ class SplitReader:
         split: str,
         *,
         masks: bool,
+        std: bool = False,
         fold: int | None = None,
         rows: np.ndarray | None = None,
     ) -> None:
         store.require_complete()
         self.store = store
-        self.names = [*store.latent_arrays, *(["mask"] if masks else [])]
+        latents = [name for name in store.latent_arrays if std or name != "image_std"]
+        self.names = [*latents, *(["mask"] if masks else [])]
         self.places = rows_of_split(store.samples, split, fold) if rows is None else rows
         if not self.places.size:
             present = sorted(store.samples["split"].drop_nulls().unique())
@@ -229,6 +232,7 @@ def load_latents(
     *,
     views: int | None = None,
     masks: bool = True,
+    std: bool = False,
     fold: int | None = None,
     rows: np.ndarray | None = None,
     device: str | torch.device = "cpu",
@@ -238,11 +242,12 @@ def load_latents(
 
     views    how many views from 0 on; None for all. Evaluation reads one, the clean images
     masks    whether the masks are read too; they are the larger part of the reading
+    std      likewise the posterior's standard deviation, which noise alone needs
     fold     of the run that reads it; see `lmm.splits.rows_of_split`
     rows     those of the split to read; see `SplitReader`
     raises   as `SplitReader` and its `read` do
     """
-    reader = SplitReader(store, split, masks=masks, fold=fold, rows=rows)
+    reader = SplitReader(store, split, masks=masks, std=std, fold=fold, rows=rows)
     count = store.views if views is None else min(views, store.views)
     every = len(reader.places)
     arrays = reader.empty(count, every)

@@ -172,6 +172,11 @@ class TrainSettings:
         return self.dice_levels if self.loss == "seg" else list(LEVELS)
 
     @property
+    def has_noise(self) -> bool:
+        """Whether noise of the posterior is added, which needs its standard deviation."""
+        return self.posterior != "mean"
+
+    @property
     def has_student(self) -> bool:
         """Whether the Dice loss decodes with a student."""
         return self.has_dice and self.seg_decoder == "student"

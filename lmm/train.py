@@ -85,7 +85,7 @@ def describe(store: LatentStore, settings: TrainSettings) -> dict[str, Any]:
     """
     require_fit(store, settings)
     rows, views = rows_to_train_on(store.samples, settings), views_of(store, settings)
-    reader = SplitReader(store, "train", masks=settings.has_dice, rows=rows)
+    reader = SplitReader(store, "train", masks=settings.has_dice, std=settings.has_noise, rows=rows)
     samples = len(reader.places)
     return {
         **asdict(settings),

@@ -75,7 +75,6 @@ def _arrays(store: LatentStore) -> dict[str, np.ndarray]:
     assert latents.mask_bits is not None
     tensors = {
         "image_mean": latents.image_mean,
-        "image_std": latents.image_std,
         "mask_mean": latents.mask_mean,
         "mask": latents.unpack(latents.mask_bits),
     }

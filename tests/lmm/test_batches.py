@@ -23,8 +23,8 @@ from pipeline.tokenizer import load_tokenizer
 CPU = torch.device("cpu")
 SETTINGS = TrainSettings(loss="compound", batch_size=3)
 NAMES = tuple(f"benign ({number})" for number in range(1, 18))
-# One cell: latents (4, 8, 8) of image mean, image std and mask mean in float16, a 64 × 64 mask.
-CELL_BYTES = 3 * 4 * 8 * 8 * 2 + 64 * 8
+# One cell: latents (4, 8, 8) of image mean and mask mean in float16, a 64 × 64 mask.
+CELL_BYTES = 2 * 4 * 8 * 8 * 2 + 64 * 8
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +135,14 @@ def test_memory_decides_between_ram_and_stream_and_how_much_is_mixed(store: Late
     assert streamed.shards_at_a_time == (needed - 1) // (2 * CELL_BYTES) // 4
 
 
-def test_masks_are_not_read_for_the_latent_loss(store: LatentStore) -> None:
+def test_what_a_loss_or_posterior_does_not_need_is_not_read(store: LatentStore) -> None:
     for residency in ("ram", "stream"):
         some = open_batches(store, replace(SETTINGS, loss="lm", residency=residency), CPU)
         assert next(iter(some.epoch(1))).mask is None
+    for posterior, read in (("mean", False), ("sample", True), ("gms", True)):
+        resident = open_batches(store, replace(SETTINGS, posterior=posterior), CPU)
+        assert isinstance(resident, Resident)
+        assert (resident.latents.image_std is not None) == read
 
 
 def test_a_damaged_chunk_is_an_error_that_names_it_in_the_midst_of_streaming(

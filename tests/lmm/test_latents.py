@@ -42,7 +42,7 @@ def test_what_is_read_equals_plain_zarr_and_polars(small_store: str) -> None:
     rows = pl.read_parquet(Path(small_store) / "samples.parquet")
     places = [i for i, split in enumerate(rows["split"]) if split == "train"]
     plain = zarr.open_group(small_store, mode="r")
-    latents = load_latents(store, "train")
+    latents = load_latents(store, "train", std=True)
     assert latents.sample_ids == [rows["sample_id"][i] for i in places]
     for name in ("image_mean", "image_std", "mask_mean"):
         np.testing.assert_array_equal(getattr(latents, name).numpy(), plain[name][:][:, places])
@@ -66,7 +66,7 @@ def test_a_batch_pairs_each_image_with_its_own_mask_and_view(small_store: str) -
 
 
 def test_posterior_modes_follow_their_formulas(small_store: str) -> None:
-    latents = load_latents(open_store(small_store), "train")
+    latents = load_latents(open_store(small_store), "train", std=True)
     assert latents.image_std is not None
     view, sample = torch.tensor([1]), torch.tensor([0])
     noise = torch.full((1, *latents.image_mean.shape[2:]), 2.0)
@@ -94,8 +94,10 @@ def test_fewer_views_are_the_first_ones(small_store: str) -> None:
     assert torch.equal(one.image_mean[0], every.image_mean[0])
 
 
-def test_without_masks_none_are_held(small_store: str) -> None:
-    assert load_latents(open_store(small_store), "train", masks=False).mask_bits is None
+def test_what_is_not_asked_for_is_not_held(small_store: str) -> None:
+    latents = load_latents(open_store(small_store), "train", masks=False)
+    assert latents.mask_bits is None
+    assert latents.image_std is None
 
 
 def test_a_split_without_samples_is_named_with_those_that_have_some(small_store: str) -> None:

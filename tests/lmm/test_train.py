@@ -297,8 +297,10 @@ def test_a_dry_run_counts_parameters_steps_and_bytes_by_hand(small_store: str) -
     plan = describe(store, replace(QUICK, width=32))
     assert plan["parameters"] == 1_564_976
     assert plan["steps"] == 4 * samples
-    # three views; mean and std of the image, mean of the mask; float16 (4, 8, 8)
-    assert plan["bytes_in_memory"] == samples * 3 * 3 * (4 * 8 * 8) * 2
+    # three views; mean of the image, mean of the mask; float16 (4, 8, 8)
+    assert plan["bytes_in_memory"] == samples * 3 * 2 * (4 * 8 * 8) * 2
+    noisy = describe(store, replace(QUICK, posterior="sample"))
+    assert noisy["bytes_in_memory"] == samples * 3 * 3 * (4 * 8 * 8) * 2
 
 
 def test_a_posterior_that_the_tokenizer_does_not_have_is_refused(small_store: str) -> None:

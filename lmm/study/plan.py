@@ -20,7 +20,7 @@ from pipeline.errors import ArtefactError, GmsLmmError
 from pipeline.store import LatentStore
 
 PLAN_FILE = "study.json"  # of a study's folder: it says what the folder is
-PLAN_FORMAT_VERSION = 1
+PLAN_FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,12 @@ def curves(plan: Plan) -> dict[str, Any]:
         "over": over,
         "last": f"{last:,.0f}",
         "by_setting": [
-            [" ".join(at(*point) for point in run) for run in of_setting if run]
+            # A line to itself is a dot.
+            [
+                " ".join(at(*point) for point in (run if run[1:] else 2 * run))
+                for run in of_setting
+                if run
+            ]
             for of_setting in points
         ],
     }

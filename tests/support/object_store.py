@@ -23,7 +23,7 @@ with warnings.catch_warnings():
 
 Environ = dict[str, Any]
 Respond = Callable[..., Any]
-Fails = Callable[[int, str, str], str | bool | None]
+Fails = Callable[[str, str], str | bool | None]
 
 _FORGOTTEN: list[S3FileSystem] = []
 
@@ -40,8 +40,8 @@ class Server:
 
     def __init__(self) -> None:
         self.failed: Counter[str] = Counter()
-        self._fails: Fails = lambda _number, _method, _path: None
-        self._tried: Counter[tuple[str, str]] = Counter()
+        self._fails: Fails = lambda _method, _path: None
+        self._tried: set[tuple[str, str]] = set()
         self._turn = Lock()
         self._application = DomainDispatcherApplication(create_backend_app)
         self._server = make_server(
@@ -59,12 +59,12 @@ class Server:
     def failing(self, fails: Fails) -> Iterator[None]:
         """Some requests fail inside, each at its first attempt; `fails` says how.
 
-        It is asked with a number that rises, the method and the path: "refused" is answered with
-        503, "cut" with the half of its body, "unheard" is done and then answered with 503.
+        It is asked with method and path: "refused" is answered with 503, "cut" with the half of
+        its body, "unheard" is done and then answered with 503.
         """
-        self.failed, self._tried, self._fails = Counter(), Counter(), fails
+        self.failed, self._tried, self._fails = Counter(), set(), fails
         yield
-        self._fails = lambda _number, _method, _path: None
+        self._fails = lambda _method, _path: None
 
     def _answer(self, environ: Environ, respond: Respond) -> Iterable[bytes]:
         how = self._how(environ["REQUEST_METHOD"], environ["RAW_URI"])
@@ -80,18 +80,21 @@ class Server:
 
     def _how(self, method: str, path: str) -> str | bool | None:
         with self._turn:
-            first = not self._tried[method, path]
-            self._tried[method, path] += 1
-            how = self._fails(len(self._tried), method, path) if first else None
-            if how:
+            if (method, path) in self._tried:
+                return None
+            self._tried.add((method, path))
+            if how := self._fails(method, path):
                 self.failed[str(how)] += 1
             return how
 
 
 @contextmanager
-def at_endpoint(endpoint: str, folder: Path, **more: str) -> Iterator[None]:
-    """Whatever asks for s3:// inside asks there, with the keys of the tests and no others."""
-    settings = {
+def at_endpoint(endpoint: str, folder: Path, **more: str | None) -> Iterator[None]:
+    """Whatever asks for s3:// inside asks there, with the keys of the tests and no others.
+
+    more    settings in the place of these, or None to have none
+    """
+    settings: dict[str, str | None] = {
         "AWS_ACCESS_KEY_ID": KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -102,7 +105,10 @@ def at_endpoint(endpoint: str, folder: Path, **more: str) -> Iterator[None]:
     }
     with pytest.MonkeyPatch.context() as patch:
         for key, value in (settings | more).items():
-            patch.setenv(key, value)
+            if value is None:
+                patch.delenv(key, raising=False)
+            else:
+                patch.setenv(key, value)
         _forget_connections()
         yield
     _forget_connections()

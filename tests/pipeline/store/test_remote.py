@@ -127,7 +127,7 @@ def test_lease_whose_creation_was_not_answered_is_its_owners(
     s3: Server, bucket: str, manifest: Manifest, tokenizer: Tokenizer
 ) -> None:
     url = f"{bucket}/unheard.zarr"
-    with s3.failing(lambda _n, how, path: path.endswith(".lock") and how == "PUT" and "unheard"):
+    with s3.failing(lambda how, path: how == "PUT" and path.endswith(".lock") and "unheard"):
         assert run(manifest, url, tokenizer) == (12, 0)
     assert s3.failed == {"unheard": 1}
     assert not fsspec.filesystem("s3").exists(f"{url}.lock")

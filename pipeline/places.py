@@ -14,6 +14,7 @@ Fault = TypeVar("Fault", bound=GmsLmmError)
 
 # user@ or key:secret@ after ://, where a secret may have a slash and host:8080/ is no secret.
 _CREDENTIALS = re.compile(r"(://)(?:[^/@]*|[^/:@]*:(?!\d+/)[^@]*)@")
+_NETWORK = {"botocore", "aiohttp", "fsspec"}  # whose errors are of an object store
 _EXTRA = "pip install 'gms-lmm[s3]' for s3://…; other URLs want the package that fsspec names"
 
 
@@ -90,12 +91,12 @@ def refusal(error: Exception, where: str, kind: type[Fault]) -> Fault | None:
     where   the place, for the message
     returns None when the error has nothing to do with S3
     """
-    # s3fs gives what S3 has answered as the cause of an OSError, all else as botocore raised it.
+    # s3fs gives what S3 has answered as the cause of an OSError, all else as it was raised.
     origin = error.__cause__ if isinstance(error, OSError) and error.__cause__ else error
-    origins = {one.__name__ for one in type(origin).__mro__ if "botocore" in one.__module__}
-    if not origins:
+    names = [one.__name__ for one in type(origin).__mro__ if _package(one) in _NETWORK]
+    if not names:
         return None
-    if isinstance(error, PermissionError) or "NoCredentialsError" in origins:
+    if isinstance(error, PermissionError) or "NoCredentialsError" in names:
         fix = (
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile in ~/.aws, that may do "
             "this; AWS_ENDPOINT_URL where it is not Amazon's"
@@ -103,3 +104,7 @@ def refusal(error: Exception, where: str, kind: type[Fault]) -> Fault | None:
     else:
         fix = "check the bucket's name, AWS_ENDPOINT_URL and the network; then run it again"
     return kind(f"{where}: {origin}", fix)
+
+
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]

@@ -151,7 +151,7 @@ def test_failed_requests_are_asked_again(s3: Server, near: Done, tmp_path: Path)
             return "refused"
         if chance < 2:
             return "unheard"
-        return "cut" if chance < 12 and method == "GET" else None
+        return "cut" if chance < 12 and method == "GET" and "?" not in path else None
 
     with s3.failing(fails):
         done = work(place, "ingest", "encode", "train")
@@ -161,6 +161,31 @@ def test_failed_requests_are_asked_again(s3: Server, near: Done, tmp_path: Path)
     assert read_manifest(place.manifest).frame.equals(read_manifest(near.place.manifest).frame)
     assert open_store(place.store).receipt() == open_store(near.place.store).receipt()
     assert done.file("run/best.safetensors") == near.file("run/best.safetensors")
+
+
+def test_what_keeps_failing_is_one_line_and_no_sample_is_left_out_for_it(
+    s3: Server, far: Done, tmp_path: Path
+) -> None:
+    root, new = far.place.root, str(tmp_path / "new")
+
+    def fails(method: str, path: str) -> str | None:
+        of_data = "/malignant%20" in path or "/mask/" in path
+        return "cut" if method == "GET" and of_data and "?" not in path else None
+
+    with s3.failing(fails, forever=True):
+        ingest = run("ingest", root, "--layout", "busi", "-o", new, "--skip-bad")
+        encode = run("encode", far.place.manifest, new, *far.place.commands()["encode"][3:])
+        verify = run("verify", far.place.store)
+    for result, exit_code, where in (
+        (ingest, 3, f"{root}/Dataset_BUSI_with_GT/malignant/malignant ("),
+        (encode, 3, f"{root}/Dataset_BUSI_with_GT/malignant/malignant ("),
+        (verify, 4, far.place.store),
+    ):
+        assert result.exit_code == exit_code, result.output
+        assert result.stderr.startswith(f"error: {where}")
+        assert "Response payload is not completed" in result.stderr
+        assert result.stderr.count("\n") == 2
+    assert not Path(new).is_file()
 
 
 @contextmanager

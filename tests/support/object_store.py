@@ -42,6 +42,7 @@ class Server:
         self.failed: Counter[str] = Counter()
         self._fails: Fails = lambda _method, _path: None
         self._tried: set[tuple[str, str]] = set()
+        self._forever = False
         self._turn = Lock()
         self._application = DomainDispatcherApplication(create_backend_app)
         self._server = make_server(
@@ -56,13 +57,14 @@ class Server:
         self._thread.join()
 
     @contextmanager
-    def failing(self, fails: Fails) -> Iterator[None]:
-        """Some requests fail inside, each at its first attempt; `fails` says how.
+    def failing(self, fails: Fails, *, forever: bool = False) -> Iterator[None]:
+        """Some requests fail inside, at their first attempt or at each; `fails` says how.
 
         It is asked with method and path: "refused" is answered with 503, "cut" with the half of
         its body, "unheard" is done and then answered with 503.
         """
         self.failed, self._tried, self._fails = Counter(), set(), fails
+        self._forever = forever
         yield
         self._fails = lambda _method, _path: None
 
@@ -80,7 +82,7 @@ class Server:
 
     def _how(self, method: str, path: str) -> str | bool | None:
         with self._turn:
-            if (method, path) in self._tried:
+            if (method, path) in self._tried and not self._forever:
                 return None
             self._tried.add((method, path))
             if how := self._fails(method, path):

@@ -1,4 +1,4 @@
-"""Places by their words: a local path, or a URL, as what has pathlib's interface; object stores."""
+"""Words of a place, local or a URL, to what reads it; refusals of object stores to our errors."""
 
 import re
 from collections.abc import Iterator

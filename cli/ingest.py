@@ -136,6 +136,8 @@ def command(
 ) -> None:
     """Check every image and mask under ROOT and write the manifest of the data set.
 
+    ROOT is a folder, or its URL: s3://bucket/data.
+
     \b
     Example:
       gms-lmm ingest Dataset_BUSI_with_GT --layout busi -o manifest.parquet

@@ -2,11 +2,12 @@
 
 import importlib
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
-from pipeline.errors import GmsLmmError
+from pipeline.errors import ArtefactError, GmsLmmError
+from pipeline.places import refusal, require_no_credentials
 
 # Workflow order. Each command lives in cli/<module>.py under the command's name, and is imported
 # only when it is asked for: `gms-lmm --help` must not wait for torch.
@@ -50,11 +51,23 @@ class WorkflowGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
+        urls = [word for word in ctx.args if "://" in word]  # to be named; invoke empties args
         try:
+            for url in urls:
+                require_no_credentials(url)
             return super().invoke(ctx)
         except GmsLmmError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(error.exit_code)
+            _exit(error)
+        except Exception as error:
+            # An object store may fail in any request; what concerns images is an InputError by now.
+            if refused := refusal(error, ", ".join(urls) or "object store", ArtefactError):
+                _exit(refused)
+            raise
+
+
+def _exit(error: GmsLmmError) -> NoReturn:
+    click.echo(f"error: {error}", err=True)
+    sys.exit(error.exit_code)
 
 
 @click.group(

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.places import read
+
 PARTIAL = ".partial"  # how the name of a file ends that is still being written
 
 
@@ -35,5 +37,5 @@ def sha256_of(paths: Iterable[Path]) -> str:
     """sha256, hex, of the files' bytes one after the other; raises OSError as reading does."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(path.read_bytes())
+        digest.update(read(path))
     return digest.hexdigest()

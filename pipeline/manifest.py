@@ -12,6 +12,7 @@ import polars as pl
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.files import replacing
 from pipeline.images import Window
+from pipeline.places import is_folder, place_of
 from pipeline.telling import some_of
 
 FORMAT_VERSION = 2
@@ -55,7 +56,7 @@ class Manifest:
                 where the archive has none; `image_sha256` is over the file's bytes, `mask_sha256`
                 over the bytes of all the sample's mask files in the order of `masks`; `twin_group`
                 is the least sample_id of the images that are twins; `fold` is null without folds
-    root        absolute folder that `image` and `masks` are relative to
+    root        absolute folder that `image` and `masks` are relative to, as `place_of` gives it
     layout      name of the layout that the archive has
     labels      whether masks hold object labels, to be read with read_union(..., labels=True)
     settings    how the splits came about: split, val_fraction, seed, twins; empty for a manifest
@@ -156,8 +157,8 @@ def read_manifest(path: str | Path) -> Manifest:
     if fault := _fault(table):
         raise ArtefactError(f"{path}: {fault}", f"mend the table, or {again}")
     whole = table.select(list(WHOLE)).row(0, named=True)
-    root = Path(whole.pop("root"))
-    if not root.is_dir():
+    root = place_of(whole.pop("root"))
+    if not is_folder(root):
         raise ArtefactError(f"{path}: its images were in {root}, which has gone", again)
     settings = {key: metadata[key] for key in SETTINGS if key in metadata}
     window = whole.pop("window")

@@ -35,14 +35,13 @@ def read_truth(manifest: Manifest, row: Mapping[str, Any]) -> Mask:
 
 def require_same_bytes(paths: list[Path], ingested_sha256: str) -> None:
     """Raise InputError unless the files, one after the other, are the bytes that were ingested."""
+    names = ", ".join(str(path) for path in paths)
     try:
         found = sha256_of(paths)
     except OSError as error:
-        raise InputError(
-            f"{error.filename} cannot be read: {error.strerror}", "restore the file"
-        ) from error
+        which, why = error.filename or names, error.strerror or "no such object"
+        raise InputError(f"{which} cannot be read: {why}", "restore the file") from error
     if found != ingested_sha256:
-        names = ", ".join(str(path) for path in paths)
         raise InputError(f"{names} changed since it was ingested", "run gms-lmm ingest again")
 
 

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -26,6 +27,9 @@ from pipeline.encode import encode
 from pipeline.manifest import write_manifest
 from pipeline.store import open_store
 from pipeline.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from object_store import Server
 
 ASSETS = Path(os.environ.get("GMS_LMM_ASSETS", Path(__file__).parents[2] / "shared"))
 
@@ -107,6 +111,15 @@ def small_peer(tmp_path_factory: pytest.TempPathFactory, small_manifest: Manifes
 def store_copy(small_store: str, tmp_path: Path) -> Path:
     """A copy of the small store, to be damaged."""
     return Path(shutil.copytree(small_store, tmp_path / "copy.zarr"))
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Server"]:
+    """A server of S3, which s3:// leads to, with an empty `s3://bucket`."""
+    from object_store import serving
+
+    with serving(tmp_path_factory.mktemp("aws")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session", autouse=True)

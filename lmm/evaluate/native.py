@@ -13,13 +13,14 @@ from lmm.decoder import THRESHOLD, Grey, at_size
 from lmm.metrics import HD95, Scores, score
 from pipeline.errors import ArtefactError
 from pipeline.images import Mask
+from pipeline.places import is_folder
 from pipeline.samples import read_truth, require_same_bytes
 
 
 def require_originals(images: Images) -> None:
     """Raise ArtefactError when the folder of the files that images were made from is gone."""
     root = images.source().root
-    if not root.is_dir():
+    if not is_folder(root):
         raise ArtefactError(
             f"{images.url}: its images were in {root}, which has gone",
             "bring the archive back; or ingest it where it is now and encode into the same "

@@ -24,6 +24,7 @@ from pipeline.archive.twins import THRESHOLD, Twin, find_twins
 from pipeline.errors import InputError, UsageError
 from pipeline.images import FULL, Window, parse_colour, window_of
 from pipeline.manifest import SCHEMA, SETTINGS, Manifest
+from pipeline.places import place_of
 from pipeline.telling import Progress
 
 
@@ -82,7 +83,7 @@ def build_manifest(
     known = layout_named(layout)
     colour = _colour(foreground, known)
     check_shares(split or SPLIT, val_fraction)
-    home = find_home(Path(root).resolve(), known)
+    home = find_home(place_of(root).resolve(), known)
     named, origin = _published(known, home, split, split_file)
     scan = scan_layout(home, known, include_normal=include_normal, mask_suffix=mask_suffix)
     rows, found = check_files(

@@ -9,6 +9,7 @@ from pipeline.archive.pairing import Scan, described, pair_by_stem, single_masks
 from pipeline.archive.split_files import read_name_lists, read_split_file
 from pipeline.errors import InputError, UsageError
 from pipeline.images.files import images_in, visible
+from pipeline.places import is_folder
 from pipeline.telling import some_of
 
 
@@ -45,7 +46,7 @@ def find_home(root: Path, layout: Layout) -> Path:
 
     raises     InputError that says what was expected and found, and which layout fits instead
     """
-    if not root.is_dir():
+    if not is_folder(root):
         message = f"{root}: {'is a file, not a folder' if root.exists() else 'no such folder'}"
         raise InputError(message, "give the folder into which the archive was unpacked")
     if home := _home_of(root, layout):
@@ -91,12 +92,12 @@ def _only_for(name: str, layout: Layout, option: str) -> bool:
 def _home_of(root: Path, layout: Layout) -> Path | None:
     if layout.fits(root):
         return root
-    inside = [path for path in visible(root) if path.is_dir() and layout.fits(path)]
+    inside = [path for path in visible(root) if is_folder(path) and layout.fits(path)]
     return inside[0] if len(inside) == 1 else None
 
 
 def _has(*folders: str) -> Callable[[Path], bool]:
-    return lambda root: all((root / folder).is_dir() for folder in folders)
+    return lambda root: all(is_folder(root / folder) for folder in folders)
 
 
 def _scan_busi(home: Path, include_normal: bool = False) -> Scan:
@@ -182,7 +183,7 @@ LAYOUTS = {
             licence="CC0 1.0 (Kaggle re-release); the paper is CC BY 4.0",
             published="https://doi.org/10.1016/j.dib.2019.104863",
             citation="Al-Dhabyani et al., Dataset of breast ultrasound images, Data in Brief 2020",
-            fits=lambda root: any((root / kind).is_dir() for kind in ("benign", "malignant")),
+            fits=lambda root: any(is_folder(root / kind) for kind in ("benign", "malignant")),
             scan=_scan_busi,
         ),
         Layout(

@@ -23,6 +23,7 @@ from pipeline.encode.blocks import (
 )
 from pipeline.encode.cells import CellEncoder
 from pipeline.errors import ArtefactError, InputError
+from pipeline.places import is_folder
 from pipeline.samples import decode_sample
 from pipeline.store import LatentStore, open_store
 from pipeline.tokenizer import load_tokenizer_of
@@ -72,7 +73,7 @@ class Encoding(WorkerPlugin):  # type: ignore[misc]
         self._turn = threading.Lock()
         self._store = open_store(self.url, "r+")
         self._source = self._store.source()
-        if not self._source.root.is_dir():
+        if not is_folder(self._source.root):
             raise InputError(f"it sees no images: {self._source.root} is not there", "mount it")
         device = choose_device(self.device)
         if device.type == "cuda" and device.index is None and isinstance(worker.name, int):

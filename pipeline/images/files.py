@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.places import reaching
 from pipeline.telling import some_of
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm"}
@@ -54,7 +55,8 @@ def require_distinct_stems(images: Sequence[Path]) -> None:
 def visible(folder: Path) -> list[Path]:
     """Sorted content of a folder without what file managers and archivers leave behind."""
     try:
-        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+        with reaching(folder):
+            paths = sorted(folder.iterdir()) if folder.is_dir() else []
     except OSError as error:
         raise InputError(f"{folder}: cannot be listed: {error.strerror}", "allow reading") from None
     for path in paths:

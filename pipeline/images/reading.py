@@ -1,5 +1,6 @@
 """One image or mask file, decoded and resized: every published format in, one pixel format out."""
 
+import io
 import struct
 import warnings
 import zlib
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import InputError, UsageError
+from pipeline.places import read
 from pipeline.telling import some_of
 
 ImageU8 = npt.NDArray[np.uint8]
@@ -177,7 +179,7 @@ def resize_mask(mask: Mask, size: int) -> Mask:
 
 def _load(path: Path) -> Image.Image:
     """The file's one frame, decoded in full and turned upright."""
-    with _named_faults(path), Image.open(path) as image:
+    with _named_faults(path), Image.open(io.BytesIO(read(path))) as image:
         return _upright(image, path)
 
 

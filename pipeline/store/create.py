@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-import fsspec
 import polars as pl
 import zarr
 
 from pipeline.errors import UsageError
 from pipeline.files import PARTIAL
+from pipeline.places import file_system
 from pipeline.store.finish import drop_receipt
 from pipeline.store.folder import Folder
 from pipeline.store.format import (
@@ -44,7 +44,7 @@ def create_store(
     codec   of the latents; without one they are read fastest, see README.md
     raises  UsageError when something else is at the URL
     """
-    fs, root = fsspec.core.url_to_fs(url)
+    fs, root = file_system(url)
     if fs.exists(root) and not _may_be_overwritten(fs, root):
         raise UsageError(
             f"{url} exists and is not a latent store", "choose a path that does not exist yet"

@@ -4,10 +4,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.files import PARTIAL, replace_file
+from pipeline.places import file_system
 
 
 class Folder:
@@ -15,7 +15,7 @@ class Folder:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.fs, self.root = fsspec.core.url_to_fs(url)
+        self.fs, self.root = file_system(url)
 
     @property
     def is_local(self) -> bool:

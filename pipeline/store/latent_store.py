@@ -5,16 +5,15 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import polars as pl
 import zarr
 
 from pipeline.errors import ArtefactError
 from pipeline.manifest import Manifest
+from pipeline.places import file_system, place_of
 from pipeline.store.folder import Folder
 from pipeline.store.format import (
     FORMAT_VERSION,
@@ -125,7 +124,7 @@ class LatentStore:
         values, window = preprocessing["mask_values"], preprocessing.get("window")
         return Manifest(
             self.samples.drop_nulls("split"),
-            Path(self.attributes["root"]),
+            place_of(self.attributes["root"]),
             "store",
             values == "labels",
             window=window and (*window,),
@@ -311,7 +310,7 @@ def store_exists(url: str) -> bool:
 
     raises  ArtefactError when a prune was cut short while the old store was aside
     """
-    fs, root = fsspec.core.url_to_fs(url)
+    fs, root = file_system(url)
     fs.invalidate_cache()
     if not fs.exists(root) and fs.exists(f"{root}.old"):
         raise ArtefactError(

@@ -51,7 +51,7 @@ class Lease:
         """Whether it is the owner's still: renewed in time, and taken over by nobody."""
         if time.time() - self._alive > LEASE_S - _MARGIN_S:
             return False
-        return bool((self.owner() or {}).get("token") == self._owner["token"])
+        return self._is_own()
 
     def release(self) -> None:
         """Give it back; one that is another's by now stays."""
@@ -62,11 +62,17 @@ class Lease:
             self._fs.rm_file(self._path)
 
     def _create(self) -> bool:
+        began = time.time()
         try:
             self._write(mode="create")  # conditional: of several, one succeeds
         except FileExistsError:
-            return False
+            if not self._is_own():
+                return False
+            self._alive = began  # created, but the answer was lost, and what was asked again failed
         return True
+
+    def _is_own(self) -> bool:
+        return bool((self.owner() or {}).get("token") == self._owner["token"])
 
     def _inherit(self) -> bool:
         """Take over one that ran out; of several that do so at once, the last to write has it."""

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import fsspec
 from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ArtefactError
+from pipeline.places import file_system
 from pipeline.store.lease import Lease
 
 _POLL_S = 0.2
@@ -68,7 +68,7 @@ def exclusive(
     raises    ArtefactError naming owner, age and lock when someone else holds it
     """
     url = url.rstrip("/")
-    fs, path = fsspec.core.url_to_fs(url + suffix)
+    fs, path = file_system(url + suffix)
     lock = _lock_at(fs, path, what)
     while not lock.take():
         if (owner := lock.owner()) is None:  # released between the two looks
@@ -134,7 +134,7 @@ def sweep_locks(url: str) -> None:
 def _sweep(url: str, which: str) -> dict[str, dict[str, Any]]:
     """Remove the locks `STORE.which.lock` of the dead; owners of the others, by their URL."""
     url = url.rstrip("/")
-    fs, root = fsspec.core.url_to_fs(url)
+    fs, root = file_system(url)
     fs.invalidate_cache()
     living = {}
     for path in fs.glob(f"{_escaped(root)}.{which}.lock"):

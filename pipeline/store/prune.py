@@ -4,12 +4,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UsageError
 from pipeline.manifest import Manifest
+from pipeline.places import file_system
 from pipeline.store.copy import copy_rows
 from pipeline.store.latent_store import open_store
 from pipeline.store.lock import writer_lock
@@ -36,7 +36,7 @@ def prune(url: str, manifest: Manifest | None = None, progress: Progress | None 
     raises    UsageError for a store that is not on a local disk, where a folder can be renamed, or
               when nothing would be left; ArtefactError when someone writes to it or it is damaged
     """
-    if not isinstance(fsspec.core.url_to_fs(url)[0], LocalFileSystem):
+    if not isinstance(file_system(url)[0], LocalFileSystem):
         raise UsageError(
             f"{url} is not on a local disk, where a pruned copy can take its place at once",
             "encode the manifest into a new store there, or prune a local copy and upload it",
@@ -65,7 +65,7 @@ def prune(url: str, manifest: Manifest | None = None, progress: Progress | None 
 
 def _places(url: str) -> tuple[Path, Path, Path]:
     """The store, its pruned copy while that is being written, the old store while they change."""
-    place = Path(fsspec.core.url_to_fs(url.rstrip("/"))[1])
+    place = Path(file_system(url.rstrip("/"))[1])
     return (
         place,
         place.with_name(f"{place.name}.pruned"),

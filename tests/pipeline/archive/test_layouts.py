@@ -4,11 +4,16 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from object_store import Server, upload
+from PIL import Image
 
+from pipeline.archive import build_manifest
 from pipeline.archive.layouts import LAYOUTS, find_home, layout_named, scan_layout
 from pipeline.archive.pairing import Scan
 from pipeline.errors import InputError, UsageError
+from pipeline.images.files import SUFFIXES
 
 METADATA = "lesion_id,image_id,dx\nHAM_1,ISIC_1,nv\nHAM_1,ISIC_2,nv\nHAM_2,ISIC_3,mel\n"
 GRADES = "name,patient ID, grade (GlaS), grade (S)\rtrain_1,4, benign, x\rtestA_1,4, malignant, y\r"
@@ -110,6 +115,23 @@ def test_empty_folder_is_answered_with_what_was_expected(tmp_path: Path, name: s
     with pytest.raises(InputError, match="found an empty folder") as caught:
         find_home(tmp_path, layout_named(name))
     assert layout_named(name).archive in caught.value.message
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_archive_on_s3_is_that_of_its_files_on_disk(s3: Server, tmp_path: Path, name: str) -> None:
+    home = ARCHIVES[name](tmp_path / "above (1)" / "archive #1")
+    for number, path in enumerate(sorted(home.rglob("*.*"))):
+        if path.suffix in SUFFIXES:
+            pixels = np.random.default_rng(number).integers(0, 2, (6, 8), np.uint8)
+            Image.fromarray(255 * pixels).save(path)
+    url = upload(tmp_path / "above (1)", f"{s3.bucket}/{name}")
+    near, far = (
+        build_manifest(root, name, val_fraction=0.0, twins=False)
+        for root in (tmp_path / "above (1)", url)
+    )
+    assert far.manifest.frame.equals(near.manifest.frame)
+    assert far.notes == near.notes
+    assert str(far.manifest.root) == f"{url}/archive #1"
 
 
 def test_missing_folder_and_file_are_refused(tmp_path: Path) -> None:

@@ -2,13 +2,12 @@
 
 import json
 import time
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 import small
+from object_store import Server
 
 from lmm.latents import load_latents
 from pipeline.encode import encode
@@ -19,28 +18,10 @@ from pipeline.store.lock import Partition, writer_lock
 from pipeline.store.verify import verify
 from pipeline.tokenizer import Tokenizer
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of moto's own dependencies
-    from moto.server import ThreadedMotoServer
-
 
 @pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_CONFIG_FILE": str(tmp_path_factory.mktemp("aws") / "none"),
-        }.items():
-            patch.setenv(key, value)
-        fsspec.filesystem("s3").mkdir("stores")
-        yield "s3://stores"
-    server.stop()
+def bucket(s3: Server) -> str:
+    return s3.bucket
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +121,16 @@ def test_owner_of_a_lease_that_was_taken_over_writes_nothing_more_and_leaves_it(
     others[0].__exit__(None, None, None)
     assert not fs.exists(f"{root}.lock")
     assert run(manifest, url, tokenizer) == (10, 2)
+
+
+def test_lease_whose_creation_was_not_answered_is_its_owners(
+    s3: Server, bucket: str, manifest: Manifest, tokenizer: Tokenizer
+) -> None:
+    url = f"{bucket}/unheard.zarr"
+    with s3.failing(lambda how, path: how == "PUT" and path.endswith(".lock") and "unheard"):
+        assert run(manifest, url, tokenizer) == (12, 0)
+    assert s3.failed == {"unheard": 1}
+    assert not fsspec.filesystem("s3").exists(f"{url}.lock")
 
 
 def test_partitions_fill_one_store(

@@ -65,7 +65,7 @@ def kept_student(
     raises  ArtefactError when the store is not finished or the file is damaged
     """
     store.require_complete()
-    content = store.read_beside(student_file(fold))
+    content = store.folder.read_beside(student_file(fold))
     if content is None:
         return None
     try:
@@ -95,7 +95,7 @@ def _new_student(
     content = safetensors.torch.save(
         {**tensors, "made_from": _made_from(store, fold)}, {"precision": teacher.precision}
     )
-    store.write_beside(student_file(fold), content)
+    store.folder.write_beside(student_file(fold), content)
     return KeptStudent(network, teacher.precision, hashlib.sha256(content).hexdigest())
 
 

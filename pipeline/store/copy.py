@@ -5,8 +5,9 @@ import numpy as np
 from pipeline.errors import UsageError
 from pipeline.store.create import create_store
 from pipeline.store.finish import write_receipt
+from pipeline.store.folder import store_exists
 from pipeline.store.format import latent_codec
-from pipeline.store.latent_store import LatentStore, open_store, store_exists
+from pipeline.store.latent_store import LatentStore, open_store
 from pipeline.store.lock import writer_lock
 from pipeline.store.receipt import receipt_head
 from pipeline.telling import Progress

@@ -1,13 +1,16 @@
-"""A store's folder at any URL: its files listed, read, removed, and replaced as a whole."""
+"""A store's folder at any URL: whether it is there; its files listed, read, replaced as a whole."""
 
+import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.errors import ArtefactError
 from pipeline.files import PARTIAL, replace_file
 from pipeline.places import file_system
+from pipeline.store.format import GROUP_FILE
 
 
 class Folder:
@@ -80,3 +83,21 @@ class Folder:
             replace_file(Path(path), content)
         else:  # object stores replace an object as a whole
             self.fs.pipe_file(path, content)
+
+
+def store_exists(url: str) -> bool:
+    """Whether there is a store at the URL; one whose creation was cut short does not count.
+
+    raises  ArtefactError when a prune was cut short while the old store was aside
+    """
+    fs, root = file_system(url)
+    fs.invalidate_cache()
+    if not fs.exists(root) and fs.exists(f"{root}.old"):
+        raise ArtefactError(
+            f"{url} is not there, but {root}.old is: a prune was cut short",
+            f"gms-lmm prune {url} finishes it",
+        )
+    path = f"{root}/{GROUP_FILE}"
+    return bool(fs.exists(path)) and "format_version" in json.loads(fs.cat_file(path)).get(
+        "attributes", {}
+    )

@@ -13,11 +13,10 @@ import zarr
 
 from pipeline.errors import ArtefactError
 from pipeline.manifest import Manifest
-from pipeline.places import file_system, place_of
-from pipeline.store.folder import Folder
+from pipeline.places import place_of
+from pipeline.store.folder import Folder, store_exists
 from pipeline.store.format import (
     FORMAT_VERSION,
-    GROUP_FILE,
     LATENT_ARRAYS,
     RECEIPT_FILE,
     SAMPLES_FILE,
@@ -286,16 +285,6 @@ class LatentStore:
                 "run the same command again once nothing writes to the store any more",
             )
 
-    # --- what is made from it
-
-    def read_beside(self, suffix: str) -> bytes | None:
-        """What `write_beside` wrote, or None."""
-        return self.folder.read_beside(suffix)
-
-    def write_beside(self, suffix: str, content: bytes) -> None:
-        """Replace as a whole the file `STORE.suffix`: made from the store, and no part of it."""
-        self.folder.write_beside(suffix, content)
-
 
 def open_store(url: str, mode: str = "r") -> LatentStore:
     """Open a store at a path or any fsspec URL.
@@ -303,21 +292,3 @@ def open_store(url: str, mode: str = "r") -> LatentStore:
     raises  ArtefactError when there is none, or one of another format or with unknown codecs
     """
     return LatentStore(url, mode)
-
-
-def store_exists(url: str) -> bool:
-    """Whether there is a store at the URL; one whose creation was cut short does not count.
-
-    raises  ArtefactError when a prune was cut short while the old store was aside
-    """
-    fs, root = file_system(url)
-    fs.invalidate_cache()
-    if not fs.exists(root) and fs.exists(f"{root}.old"):
-        raise ArtefactError(
-            f"{url} is not there, but {root}.old is: a prune was cut short",
-            f"gms-lmm prune {url} finishes it",
-        )
-    path = f"{root}/{GROUP_FILE}"
-    return bool(fs.exists(path)) and "format_version" in json.loads(fs.cat_file(path)).get(
-        "attributes", {}
-    )

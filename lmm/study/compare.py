@@ -1,8 +1,9 @@
 """Settings compared: each with the baseline, image by image, seeds averaged first."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class Compared:
     difference  to the baseline, by metric; None of the baseline, and where either has no run
     parameters  of its model; None without a run
     seconds     that its training took, mean over runs; None without a run
+    ceiling     DSC of its store's tokenizer alone, on these images; None unless stores are compared
     """
 
     label: str
@@ -57,6 +59,7 @@ class Compared:
     difference: dict[str, Difference] | None
     parameters: int | None
     seconds: float | None
+    ceiling: float | None
 
 
 def compare(plan: Plan, results: pl.DataFrame) -> list[Compared]:
@@ -72,11 +75,27 @@ def compare(plan: Plan, results: pl.DataFrame) -> list[Compared]:
     by_image = {
         place: _by_image(results.filter(setting=place)) for place in range(len(plan.grid.settings))
     }
-    baseline = by_image[plan.grid.baseline]
+    baseline, ceilings = by_image[plan.grid.baseline], _ceilings(plan, {*results["run"]})
     return [
-        _compared(plan, place, results.filter(setting=place), images, baseline)
+        _compared(plan, place, results.filter(setting=place), images, baseline, ceilings)
         for place, images in by_image.items()
     ]
+
+
+def _ceilings(plan: Plan, done: Collection[str]) -> dict[str, float]:
+    """DSC of what a store's tokenizer alone gives, by its URL, as far as it was asked for."""
+    scores = {
+        run.store: _read(plan.out / run.scores_file)
+        for run in plan.runs
+        if run.name in done and "--ceiling" in run.evaluate
+    }
+    # Runs that were scored before stores were compared say nothing of it.
+    return {store: one["ceiling"]["dsc"] for store, one in scores.items() if "ceiling" in one}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text())
+    return content
 
 
 def _by_image(of_setting: pl.DataFrame) -> pl.DataFrame:
@@ -86,7 +105,12 @@ def _by_image(of_setting: pl.DataFrame) -> pl.DataFrame:
 
 
 def _compared(
-    plan: Plan, place: int, rows: pl.DataFrame, images: pl.DataFrame, baseline: pl.DataFrame
+    plan: Plan,
+    place: int,
+    rows: pl.DataFrame,
+    images: pl.DataFrame,
+    baseline: pl.DataFrame,
+    ceilings: Mapping[str, float],
 ) -> Compared:
     by_seed = {
         seed: {key: float(of_seed[key].mean()) for key in KEYS}  # type: ignore[arg-type]
@@ -94,12 +118,9 @@ def _compared(
     }
     values = {key: [of_seed[key] for of_seed in by_seed.values()] for key in KEYS}
     is_baseline = place == plan.grid.baseline
-    scored = {*rows["run"]}
-    made = [
-        json.loads((plan.out / run.summary_file).read_text())
-        for run in plan.runs
-        if run.name in scored
-    ]
+    done = {*rows["run"]}
+    runs = [run for run in plan.runs if run.name in done]
+    made = [_read(plan.out / run.summary_file) for run in runs]
     settings = plan.grid.settings[place]
     return Compared(
         label=label(settings, plan.grid.varied),
@@ -117,6 +138,7 @@ def _compared(
         difference=None if is_baseline else differences(images, baseline),
         parameters=made[0]["parameters"] if made else None,
         seconds=float(np.mean([one["seconds"] for one in made])) if made else None,
+        ceiling=ceilings.get(runs[0].store) if runs else None,
     )
 
 

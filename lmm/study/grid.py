@@ -52,6 +52,11 @@ class Grid:
     split: str
 
     @property
+    def compares_stores(self) -> bool:
+        """Whether its settings are of several stores."""
+        return STORE in self.varied
+
+    @property
     def has_peers(self) -> bool:
         """Whether baselines are among its models."""
         return any(one[MODEL] != LMM for one in self.settings)

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,8 @@ def make_plan(grid: Grid, out: Path, latents: str | None) -> Plan:
     """
     sources = open_sources(grid, latents)
     there = dict(_runs_there(out))
-    runs, replaced = [], []
+    runs: list[PlannedRun] = []
+    replaced: list[str] = []
     for place, settings in enumerate(grid.settings):
         source = sources[settings.get(STORE, "")]
         for fold in grid.folds:
@@ -112,7 +113,7 @@ def make_plan(grid: Grid, out: Path, latents: str | None) -> Plan:
                 if not found and name in there:
                     replaced.append(name)
                 runs.append(_planned(found[0] if found else name, place, grid, source, wanted))
-    return Plan(out, grid, runs, replaced)
+    return Plan(out, grid, _with_ceilings(runs), replaced)
 
 
 def write_plan(plan: Plan) -> None:
@@ -140,6 +141,17 @@ def read_plan(out: Path) -> Plan:
         )
     runs = [PlannedRun(**run) for run in content["runs"].values()]
     return Plan(out, Grid(**content["grid"]), runs, [])
+
+
+def _with_ceilings(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Where stores are compared, one run of each is asked what its tokenizer alone scores, too."""
+    first = {run.store: run.name for run in reversed(runs) if run.train[0] == "train"}
+    if len(first) < 2:
+        return list(runs)
+    return [
+        replace(run, evaluate=[*run.evaluate, "--ceiling"]) if run.name in first.values() else run
+        for run in runs
+    ]
 
 
 def _runs_there(out: Path) -> Iterator[tuple[str, dict[str, Any]]]:

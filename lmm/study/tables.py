@@ -21,7 +21,8 @@ def format_table(plan: Plan, compared: Sequence[Compared], kind: str) -> str:
     What varies, number of runs, mean ± standard deviation over seeds (DSC and IoU in per cent,
     HD95 in px); of DSC the difference to the baseline with its 95 % interval, and the share of
     images on which the setting is better, in per cent. Where models differ their parameters and
-    the seconds of training as well. CSV has plain numbers, and the differences of every metric.
+    the seconds of training as well, where stores do the DSC of each tokenizer alone. CSV has plain
+    numbers, and the differences of every metric.
 
     kind  csv, markdown or latex
     """
@@ -34,13 +35,14 @@ def _csv(plan: Plan, compared: Sequence[Compared]) -> str:
     parts = ("", "_sd", "_difference", "_low", "_high", "_wins")
     scores = [f"{key}{part}" for key in KEYS for part in parts]
     varied = plan.grid.varied
-    writer.writerow([*varied, "baseline", "runs", "of", "seeds", "images", *scores, *COSTS])
+    writer.writerow(
+        [*varied, "baseline", "runs", "of", "seeds", "images", *scores, *COSTS, "ceiling_dsc"]
+    )
     for one in compared:
         said = [shown(one.settings[name]) if name in one.settings else "" for name in varied]
         counts = [int(one.baseline), one.runs, one.of, one.seeds, one.images]
-        writer.writerow(
-            [*said, *counts, *(cell for m in METRICS for cell in _numbers(one, m)), *_costs(one)]
-        )
+        numbers = [cell for metric in METRICS for cell in _numbers(one, metric)]
+        writer.writerow([*said, *counts, *numbers, *_costs(one), *_ceiling(one)])
     return content.getvalue()
 
 
@@ -69,6 +71,7 @@ def _latex(plan: Plan, compared: Sequence[Compared]) -> str:
 
 def _headings(plan: Plan) -> list[str]:
     costs = [cost.replace("_", " ") for cost in COSTS if plan.grid.has_peers]
+    costs += [f"ceiling {MAIN.heading}"] if plan.grid.compares_stores else []
     of_main = [f"{MAIN.name} difference (95 % interval)", f"better on ({MAIN.unit})"]
     return ["runs", MAIN.heading, *of_main, *(metric.heading for metric in METRICS[1:]), *costs]
 
@@ -90,6 +93,7 @@ def _cells(
             for name in plan.grid.varied
         ]
         costs = _costs(one) if plan.grid.has_peers else []
+        costs += _ceiling(one) if plan.grid.compares_stores else []
         rows.append([*said, runs, means[0], *_difference(one, to), *means[1:], *costs])
     return rows
 
@@ -114,6 +118,10 @@ def round_shown(metric: Metric, value: float) -> float:
 def _costs(one: Compared) -> list[str]:
     """Parameters and seconds of training, empty without a run."""
     return ["", ""] if one.seconds is None else [str(one.parameters), f"{one.seconds:.0f}"]
+
+
+def _ceiling(one: Compared) -> list[str]:
+    return ["" if one.ceiling is None else MAIN.shown(one.ceiling)]
 
 
 def _difference(one: Compared, to: str) -> list[str]:

@@ -54,7 +54,8 @@ def fabricate(plan: Plan, shift_px: dict[int, int] | None = None) -> Plan:
         (folder / "summary.json").write_text(json.dumps(costs))
         parquet = (plan.out / run.scores_file).with_suffix(".parquet")
         table.with_columns(prediction_png=png).write_parquet(parquet)
-        (plan.out / run.scores_file).write_text("{}")
+        ceiling = {"ceiling": {"dsc": 0.99}} if "--ceiling" in run.evaluate else {}
+        (plan.out / run.scores_file).write_text(json.dumps(ceiling))
     return plan
 
 

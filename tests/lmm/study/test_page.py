@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 from chromium import Chromium
 from click.testing import CliRunner
-from studied import fabricated
+from studied import fabricate, fabricated, grid_file
 
 from cli.main import main
-from lmm.study import compare_runs, format_table, write_answer
+from lmm.study import compare_runs, format_table, make_plan, read_grid, write_answer
 from lmm.study.charts import curves, strips
 from lmm.study.plan import Plan
 
@@ -141,6 +141,27 @@ def test_tables_say_the_same_in_every_form(plans: dict[int, Plan]) -> None:
     assert said in latex
     assert latex.startswith(r"\begin{tabular}{lrrrrrr}")
     assert f"**{rows[0]['dsc']}**" in format_table(plan, compared, "markdown")
+
+
+def test_where_stores_are_compared_each_tokenizer_has_its_ceiling(
+    small_store: str, store_copy: Path, tmp_path: Path
+) -> None:
+    grid = {
+        "stores": {"a": small_store, "b": str(store_copy)},
+        "vary": {"store": ["a", "b"], "width": [16, 32]},
+        "seeds": [0, 1],
+        "baseline": {"store": "a", "width": 16},
+    }
+    plan = make_plan(read_grid(grid_file(tmp_path, **grid)), tmp_path / "study", None)
+    asked = [run.name for run in plan.runs if "--ceiling" in run.evaluate]
+    assert asked == ["store=a,width=16,s0", "store=b,width=16,s0"]
+    compared = write_answer(fabricate(plan))
+    assert [one.ceiling for one in compared] == [0.99] * 4
+    head, _, *rows = (plan.out / "results.md").read_text().splitlines()
+    assert head.endswith("| ceiling DSC (%) |")
+    assert all(row.endswith("| 99.00 |") for row in rows)
+    assert (plan.out / "results.csv").read_text().splitlines()[0].endswith(",ceiling_dsc")
+    assert "ceiling</th>" in (plan.out / "report.html").read_text()
 
 
 def test_report_makes_the_page_of_a_study(plans: dict[int, Plan], tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def make_plan(grid: Grid, out: Path, latents: str | None) -> Plan:
                 wanted = _wanted(settings, fold, seed, source.store)
                 _require_fit(source, wanted)
                 name = run_name(settings, grid.varied, fold, seed)
-                made_from = source.made_from(settings[MODEL])
+                made_from = source.made_from(settings[MODEL], fold)
                 found = [one for one, run in there.items() if _is(run, wanted, made_from)]
                 if not found and name in there:
                     replaced.append(name)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmm.baseline.pixels import Images, ManifestImages, open_manifest
-from lmm.splits import CONTENT, rows_of_split
+from lmm.baseline.pixels import ManifestImages, open_manifest
+from lmm.splits import CONTENT, images_by_split, rows_of_split
 from lmm.study.grid import LMM, STORE, Grid
 from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import LatentStore, open_store
@@ -20,12 +20,14 @@ class Source:
     receipt: dict[str, Any]
     images: ManifestImages | None = None
 
-    def made_from(self, model: str) -> dict[str, dict[str, Any]]:
-        """What the runs of a model say of their data, by their key of run.json."""
+    def made_from(self, model: str, fold: int | None) -> dict[str, dict[str, Any]]:
+        """What the runs of a model and fold say of their data, by their key of run.json."""
         if model == LMM:
             return {"store": {"receipt": self.receipt}}
         assert self.images is not None, "read_grid has asked for a manifest"
-        return {"manifest": {"digest": self.images.manifest.digest, "size": self.images.size}}
+        split = images_by_split(self.images.samples, fold)  # of which the digest says nothing
+        digest, size = self.images.manifest.digest, self.images.size
+        return {"manifest": {"digest": digest, "size": size, "images": split}}
 
 
 def open_sources(grid: Grid, latents: str | None) -> dict[str, Source]:
@@ -36,9 +38,10 @@ def open_sources(grid: Grid, latents: str | None) -> dict[str, Source]:
              a store that is not finished, or when stores and manifest do not hold the same images
     """
     sources = {name: _source(grid, url) for name, url in _urls(grid, latents).items()}
-    held: dict[str, Images] = {f"store {name}": one.store for name, one in sources.items()}
-    images = next(iter(sources.values())).images
-    _require_same_images(grid, held | ({"manifest": images} if images else {}))
+    for source in sources.values():
+        if source.images:
+            _require_same_splits(source.store, source.images)
+    _require_same_images(grid, {name: one.store for name, one in sources.items()})
     return sources
 
 
@@ -66,27 +69,38 @@ def _source(grid: Grid, url: str) -> Source:
     return Source(store, store.receipt() or {}, images)
 
 
-def _require_same_images(grid: Grid, sources: Mapping[str, Images]) -> None:
-    """Raise ArtefactError unless all hold the same images to be scored, at one size."""
-    (first_name, first), *others = sources.items()
-    for name, images in others:
-        if images.size != first.size:
+def _require_same_splits(store: LatentStore, images: ManifestImages) -> None:
+    """Raise ArtefactError unless baselines are trained and scored on the images that LMMs are."""
+    ours, theirs = (images_by_split(one.samples) for one in (store, images))
+    other = [name for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)]
+    if other:
+        raise ArtefactError(
+            f"{store.url} and {images.url} hold other images in split {', '.join(other)}: the "
+            "scores of LMMs and baselines would not compare",
+            "name the manifest that the store was encoded from",
+        )
+
+
+def _require_same_images(grid: Grid, stores: Mapping[str, LatentStore]) -> None:
+    """Raise ArtefactError unless the stores hold the same images to be scored, at one size."""
+    (first_name, first), *others = stores.items()
+    for name, store in others:
+        if store.size != first.size:
             raise ArtefactError(
                 f"the stores are of two sizes, {first_name} of {first.size} px and {name} of "
-                f"{images.size} px: scores of masks of two sizes do not compare",
+                f"{store.size} px: scores of masks of two sizes do not compare",
                 "encode them at one --size",
             )
-        if _scored(grid, images) != _scored(grid, first):
+        if _scored(grid, store) != _scored(grid, first):
             raise ArtefactError(
-                f"{first_name} and {name} hold other images in split {grid.split}: "
+                f"the stores {first_name} and {name} hold other images in split {grid.split}: "
                 "their scores do not compare",
-                "encode from the manifest that baselines are trained on, all stores from one",
+                "encode both from one manifest",
             )
 
 
-def _scored(grid: Grid, images: Images) -> list[tuple[Any, ...]]:
+def _scored(grid: Grid, store: LatentStore) -> list[tuple[Any, ...]]:
     """Names and content of the images that are scored."""
-    samples = images.samples
-    rows = [rows_of_split(samples, grid.split, fold) for fold in grid.folds]
+    rows = [rows_of_split(store.samples, grid.split, fold) for fold in grid.folds]
     columns = ("sample_id", *CONTENT)
-    return sorted(row for one in rows for row in samples[one].select(columns).rows())
+    return sorted(row for one in rows for row in store.samples[one].select(columns).rows())

@@ -99,15 +99,19 @@ def test_what_a_model_does_not_know_is_refused_by_name(
     assert says in str(error.value)
 
 
-def test_a_manifest_of_other_images_is_refused(
-    small_store: str, small_manifest: ManifestImages, tmp_path: Path
+@pytest.mark.parametrize("swapped", [("test", "train"), ("val", "train")])
+def test_a_manifest_of_another_split_is_refused(
+    swapped: tuple[str, str],
+    small_store: str,
+    small_manifest: ManifestImages,
+    tmp_path: Path,
 ) -> None:
     source = small_manifest.manifest
-    moved = pl.col("split").replace({"test": "train", "train": "test"})
+    moved = pl.col("split").replace(dict(zip(swapped, reversed(swapped), strict=True)))
     other = type(source)(source.frame.with_columns(moved), source.root, source.layout, False)
     write_manifest(other, tmp_path / "other.parquet")
     grid = of_both(small_manifest, manifest=str(tmp_path / "other.parquet"))
-    with pytest.raises(ArtefactError, match="manifest hold other images in split test"):
+    with pytest.raises(ArtefactError, match=f"other images in split {', '.join(sorted(swapped))}:"):
         make_plan(read_grid(grid_file(tmp_path, **grid)), tmp_path / "study", small_store)
 
 

@@ -157,11 +157,11 @@ def test_stores_of_other_images_or_another_size_are_refused(
         "vary": {"store": ["a", "b"]},
         "baseline": {"store": "a"},
     }
-    with pytest.raises(ArtefactError, match="store a and store b hold other images in split test"):
+    with pytest.raises(ArtefactError, match="a and b hold other images in split test"):
         planned(tmp_path, None, **grid)
     sizes = property(lambda store: 32 if store.url == str(store_copy) else 64)
     monkeypatch.setattr(LatentStore, "size", sizes)
-    with pytest.raises(ArtefactError, match="of two sizes, store a of 64 px and store b of 32 px"):
+    with pytest.raises(ArtefactError, match="of two sizes, a of 64 px and b of 32 px"):
         planned(tmp_path, None, **grid)
 
 

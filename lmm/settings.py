@@ -53,7 +53,8 @@ class Setting:
         return None
 
 
-def _field(default: Any, help: str, **limits: Any) -> Any:  # noqa: A002, as click calls it
+def setting(default: Any, help: str, **limits: Any) -> Any:  # noqa: A002, as click calls it
+    """A field of settings: its default, its words, and what `Setting` knows of limits."""
     return field(default=default, metadata={"help": help, **limits})
 
 
@@ -74,82 +75,79 @@ class TrainSettings:
     raises  UsageError when a setting is out of its range, or two do not fit together
     """
 
-    loss: str = _field(
+    loss: str = setting(
         "compound", "Latent loss, Dice loss through a decoder, or their sum.", choices=tuple(LOSSES)
     )
-    seg_decoder: str = _field(
+    seg_decoder: str = setting(
         "student",
         "What the Dice loss decodes with: the frozen decoder, or a small network taught by it.",
         choices=("full", "student"),
     )
-    seg_levels: str = _field(
+    seg_levels: str = setting(
         ",".join(LEVELS),
         "Levels of the model that the Dice loss decodes; fewer weigh as much as all.",
         choices=LEVELS,
         some=True,
     )
-    seg_every: int = _field(
+    seg_every: int = setting(
         1,
         "Steps from one with a Dice loss to the next; it weighs as many times more there.",
         minimum=1,
     )
-    epochs: int = _field(
+    epochs: int = setting(
         1000,
         "Passes over the training samples, each in one randomly chosen view.",
         minimum=1,
     )
-    batch_size: int = _field(8, "Samples a step.", minimum=1)
-    lr: float = _field(2e-3, "Peak learning rate of AdamW.", above=0)
-    width: int = _field(32, "Channels of the LMM's first level, a multiple of 16.", minimum=16)
-    seed: int = _field(0, "Seed of weights, order and noise.")
-    posterior: str = _field(
+    batch_size: int = setting(8, "Samples a step.", minimum=1)
+    lr: float = setting(2e-3, "Peak learning rate of AdamW.", above=0)
+    width: int = setting(32, "Channels of the LMM's first level, a multiple of 16.", minimum=16)
+    seed: int = setting(0, "Seed of weights, order and noise.")
+    posterior: str = setting(
         "mean",
         "Image latent fed to the LMM: posterior mean, a sample, or as the GMS authors do.",
         choices=("mean", "sample", "gms"),
     )
-    precision: str = _field(
+    precision: str = setting(
         "fp32",
         "Arithmetic; auto is bf16 where the hardware computes in it.",
         choices=("fp32", "bf16"),
         automatic=True,
     )
-    val_every: int = _field(5, "Epochs between validations with the frozen decoder.", minimum=1)
-    residency: str = _field(
+    val_every: int = setting(5, "Epochs between validations with the frozen decoder.", minimum=1)
+    residency: str = setting(
         "auto",
         "Where the training latents are: the first that has room for them, or as you say.",
         choices=("auto", "device", "ram", "stream"),
     )
-    memory_gib: float | None = _field(
+    memory_gib: float | None = setting(
         None, "GiB that they may take there.  [default: half of what there is]", above=0
     )
-    select_on: str = _field(
+    select_on: str = setting(
         "val",
         "Split that chooses the epoch; test is the GMS authors' protocol and marks the run.",
         choices=("val", "test"),
     )
-    fold: int | None = _field(
+    fold: int | None = setting(
         None, "Fold of train to leave out, for evaluate --split fold to score.", minimum=0
     )
-    views: int | None = _field(
+    views: int | None = setting(
         None,
         "Views of the store to train on: the clean one and those after it.  [default: all]",
         minimum=1,
     )
-    share: float | None = _field(
+    share: float | None = setting(
         None,
         "Share of the training samples to train on, drawn by --seed, groups and twins as a whole; "
         "a smaller share is part of a larger.  [default: all]",
         above=0,
         maximum=1,
     )
-    deterministic: bool = _field(False, "Only kernels that give the same bits each time.")
-    compile: bool = _field(False, "Compile the model first: a minute, then faster steps.")
+    deterministic: bool = setting(False, "Only kernels that give the same bits each time.")
+    compile: bool = setting(False, "Compile the model first: a minute, then faster steps.")
 
     def __post_init__(self) -> None:
-        for name, one in known_settings().items():
-            value = getattr(self, name)
-            if value is not None and (fault := one.fault(value)):
-                raise UsageError(f"--{name.replace('_', '-')} {fault[0]}", fault[1])
+        require_in_range(self)
         if self.loss == "seg" and self.seg_every > 1:
             raise UsageError(
                 f"--seg-every {self.seg_every} leaves steps of --loss seg with no loss at all",
@@ -202,6 +200,14 @@ class LoopSettings(Protocol):
 def known_settings(settings: type = TrainSettings) -> dict[str, Setting]:
     """Every setting of a training run, or of another dataclass of such fields, by its name."""
     return {one.name: Setting(kind=_kind(one), **one.metadata) for one in fields(settings)}
+
+
+def require_in_range(settings: Any) -> None:
+    """Raise UsageError for the first of the settings of a run that is none it may be."""
+    for name, one in known_settings(type(settings)).items():
+        value = getattr(settings, name)
+        if value is not None and (fault := one.fault(value)):
+            raise UsageError(f"--{name.replace('_', '-')} {fault[0]}", fault[1])
 
 
 def _kind(one: Field[Any]) -> type:

@@ -10,11 +10,10 @@ from lmm.latents import Batch, Latents
 from lmm.losses import Loss, stack_levels
 from lmm.model import predict_latents
 from lmm.run.checkpoint import (
-    load_optimiser_state,
-    load_weights,
+    load_training_state,
     named,
-    optimiser_state_of,
     part_of,
+    training_state_of,
     weights_of,
 )
 from lmm.settings import TrainSettings
@@ -97,15 +96,13 @@ class Learner:
     def tensors(self) -> dict[str, Tensor]:
         """All that training goes on from, under flat names."""
         return {
-            **named("model", weights_of(self.model)),
-            **named("optimiser", optimiser_state_of(self.optimiser)),
+            **training_state_of(self.model, self.optimiser),
             **(named("student", self.distillation.tensors()) if self.distillation else {}),
         }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `tensors` gave."""
-        load_weights(self.model, part_of(tensors, "model"))
-        load_optimiser_state(self.optimiser, part_of(tensors, "optimiser"))
+        load_training_state(self.model, self.optimiser, tensors)
         if self.distillation:
             self.distillation.load(part_of(tensors, "student"))
 

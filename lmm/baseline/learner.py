@@ -9,14 +9,7 @@ from lmm.baseline.pixels import PixelBatch, Pixels
 from lmm.baseline.settings import BaselineSettings
 from lmm.decoder import THRESHOLD
 from lmm.losses import DICE_SMOOTHING
-from lmm.run.checkpoint import (
-    load_optimiser_state,
-    load_weights,
-    named,
-    optimiser_state_of,
-    part_of,
-    weights_of,
-)
+from lmm.run.checkpoint import load_training_state, named, training_state_of, weights_of
 
 
 class PixelLearner:
@@ -57,12 +50,11 @@ class PixelLearner:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training goes on from, under flat names."""
-        return self.weights() | named("optimiser", optimiser_state_of(self.optimiser))
+        return training_state_of(self.model, self.optimiser)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `tensors` gave."""
-        load_weights(self.model, part_of(tensors, "model"))
-        load_optimiser_state(self.optimiser, part_of(tensors, "optimiser"))
+        load_training_state(self.model, self.optimiser, tensors)
 
 
 def dice_and_cross_entropy(logits: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmm.settings import TrainSettings, known_settings
+from lmm.settings import TrainSettings, require_in_range, setting
 from pipeline.errors import UsageError
 
 FRESH = "fresh"  # a new view of each sample in every epoch
@@ -41,10 +41,6 @@ NETWORKS: Mapping[str, Network] = {
 }
 
 
-def _field(default: Any, help: str, **limits: Any) -> Any:  # noqa: A002, as click calls it
-    return field(default=default, metadata={"help": help, **limits})
-
-
 def _as_in_train(name: str) -> Any:
     """A setting with the words, default and range that it has in `TrainSettings`."""
     one = TrainSettings.__dataclass_fields__[name]
@@ -62,30 +58,27 @@ class BaselineSettings:
     raises   UsageError when a setting is out of its range, or two do not fit together
     """
 
-    model: str = _field("unet", "Network, as MONAI has it.", choices=tuple(NETWORKS))
-    size: int = _field(224, "Side of image and mask, px.", minimum=8)
-    views: int | str = _field(
+    model: str = setting("unet", "Network, as MONAI has it.", choices=tuple(NETWORKS))
+    size: int = setting(224, "Side of image and mask, px.", minimum=8)
+    views: int | str = setting(
         8, "Views of each sample, as in a store of so many; fresh: a new one in every epoch."
     )
-    view_seed: int = _field(0, "Seed of the drawn views, as encode has it.")
+    view_seed: int = setting(0, "Seed of the drawn views, as encode has it.")
     epochs: int = _as_in_train("epochs")
-    seconds: int | None = _field(
+    seconds: int | None = setting(
         None, "Seconds that training may take, in place of --epochs: as many as fit.", minimum=1
     )
     batch_size: int = _as_in_train("batch_size")
-    lr: float = _field(None, "Peak learning rate of AdamW.  [default: the network's own]", above=0)
-    seed: int = _field(0, "Seed of weights and order.")
+    lr: float = setting(None, "Peak learning rate of AdamW.  [default: the network's own]", above=0)
+    seed: int = setting(0, "Seed of weights and order.")
     precision: str = _as_in_train("precision")
-    val_every: int = _field(5, "Epochs between validations.", minimum=1)
+    val_every: int = setting(5, "Epochs between validations.", minimum=1)
     select_on: str = _as_in_train("select_on")
     fold: int | None = _as_in_train("fold")
     deterministic: bool = _as_in_train("deterministic")
 
     def __post_init__(self) -> None:
-        for name, one in known_settings(BaselineSettings).items():
-            value = getattr(self, name)
-            if value is not None and (fault := one.fault(value)):
-                raise UsageError(f"--{name.replace('_', '-')} {fault[0]}", fault[1])
+        require_in_range(self)
         if self.views != FRESH and not (isinstance(self.views, int) and self.views > 0):
             raise UsageError(f"--views {self.views} is no number of views", f"8, or {FRESH}")
         if self.size % self.network.multiple:

@@ -54,6 +54,25 @@ def load_optimiser_state(optimiser: torch.optim.Optimizer, tensors: dict[str, Te
     optimiser.load_state_dict({"state": state, "param_groups": groups})
 
 
+def training_state_of(
+    model: nn.Module, optimiser: torch.optim.Optimizer, part: str = "model"
+) -> dict[str, Tensor]:
+    """What training goes on from: the model's weights under `part`, and its optimiser's tensors."""
+    weights = named(part, weights_of(model))
+    return weights | named("optimiser", optimiser_state_of(optimiser))
+
+
+def load_training_state(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    tensors: dict[str, Tensor],
+    part: str = "model",
+) -> None:
+    """Put back what `training_state_of` gave; raises as `load_weights` does."""
+    load_weights(model, part_of(tensors, part))
+    load_optimiser_state(optimiser, part_of(tensors, "optimiser"))
+
+
 def named(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under `<part>.<name>`, so that several parts go into one file."""
     return {f"{part}.{name}": tensor for name, tensor in tensors.items()}

@@ -11,14 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmm.decoder import MaskDecoder
-from lmm.run.checkpoint import (
-    load_optimiser_state,
-    load_weights,
-    named,
-    optimiser_state_of,
-    part_of,
-    weights_of,
-)
+from lmm.run.checkpoint import load_training_state, training_state_of
 from lmm.student.network import MaskStudent, StudentDecoder
 from pipeline.seeds import seed_at
 from pipeline.telling import Progress
@@ -92,16 +85,14 @@ class Distillation:
     def tensors(self) -> dict[str, Tensor]:
         """All of its state, under flat names."""
         return {
-            **named("weights", weights_of(self.decoder.student)),
-            **named("optimiser", optimiser_state_of(self.optimiser)),
+            **training_state_of(self.decoder.student, self.optimiser, "weights"),
             "z_mask_hat": self.z_mask_hat,
             "grey": self.grey,
         }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `tensors` gave."""
-        load_weights(self.decoder.student, part_of(tensors, "weights"))
-        load_optimiser_state(self.optimiser, part_of(tensors, "optimiser"))
+        load_training_state(self.decoder.student, self.optimiser, tensors, "weights")
         self.z_mask_hat = tensors["z_mask_hat"].to(self.z_mask_hat.device)
         self.grey = tensors["grey"].to(self.grey.device)
 

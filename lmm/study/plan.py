@@ -104,11 +104,11 @@ def make_plan(grid: Grid, out: Path, latents: str | None) -> Plan:
     for place, settings in enumerate(grid.settings):
         source = sources[settings.get(STORE, "")]
         for fold in grid.folds:
+            made_from = source.made_from(settings[MODEL], fold)
+            _require_fit(source, _wanted(settings, fold, grid.seeds[0], source.store))
             for seed in grid.seeds:
                 wanted = _wanted(settings, fold, seed, source.store)
-                _require_fit(source, wanted)
                 name = run_name(settings, grid.varied, fold, seed)
-                made_from = source.made_from(settings[MODEL], fold)
                 found = [one for one, run in there.items() if _is(run, wanted, made_from)]
                 if not found and name in there:
                     replaced.append(name)
@@ -197,13 +197,13 @@ def _is(
 def _require_fit(source: Source, wanted: Mapping[str, Any]) -> None:
     """Raise as `lmm.train.require_fit` does, before any run begins."""
     settings = settings_from(wanted)
+    rows_of_split(source.store.samples, "train", settings.fold)
     if isinstance(settings, BaselineSettings):
+        assert source.images is not None, "read_grid has asked for a manifest"
+        rows_of_split(source.images.samples, "train", settings.fold)
         build_network(settings.model, settings.size)
     else:
         require_fit(source.store, settings)
-    trained_on = source.images if isinstance(settings, BaselineSettings) else source.store
-    assert trained_on is not None, "read_grid has asked for a manifest"
-    rows_of_split(trained_on.samples, "train", settings.fold)
 
 
 def _planned(

@@ -11,7 +11,6 @@ import torch
 from pipeline.encode.cells import CellEncoder
 from pipeline.errors import ArtefactError
 from pipeline.store import LatentStore
-from pipeline.store.keys import wanted_keys
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,7 @@ class Shard:
 def missing_cells(store: LatentStore, block: int) -> np.ndarray:
     """Which live cells of a block do not hold what is asked for; bool [view, n]."""
     rows = store.rows_of(block)
-    stored = store.shards.read_digests("key", range(block, block + 1))[: store.views]
-    wanted = wanted_keys(store.attributes, store.samples[rows], range(store.views))
-    missing: np.ndarray = (stored != wanted).any(axis=2) & store.live[rows]
+    missing: np.ndarray = ~store.present_in(range(block, block + 1), rows) & store.live[rows]
     return missing
 
 

@@ -239,12 +239,16 @@ class LatentStore:
         """Which cells hold what the manifest and settings ask for; bool [view, sample]."""
         present = np.zeros((self.views, len(self.samples)), np.bool_)
         for blocks, rows in self.shards.spans(self.views):
-            stored = self.shards.read_digests("key", blocks)[: self.views]
-            # Fewer than wanted where the store was changed while it was opened.
-            views = range(len(stored))
-            wanted = wanted_keys(self.attributes, self.samples[rows], views)
-            present[: len(stored), rows] = (stored == wanted).all(axis=2)
-        present &= self.live
+            present[:, rows] = self.present_in(blocks, rows)
+        return present
+
+    def present_in(self, blocks: range, rows: slice) -> np.ndarray:
+        """The same of the rows of some blocks; bool [view, n]."""
+        stored = self.shards.read_digests("key", blocks)[: self.views]
+        # Fewer views than wanted where the store was changed while it was opened.
+        wanted = wanted_keys(self.attributes, self.samples[rows], range(len(stored)))
+        present = np.zeros((self.views, wanted.shape[1]), np.bool_)
+        present[: len(stored)] = (stored == wanted).all(axis=2) & self.live[rows]
         return present
 
     def receipt(self) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """gms-lmm study: a grid and a store in; runs, and the answer which setting is better, out."""
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,6 +83,8 @@ def command(
     at_a_time = jobs or _runs_at_a_time(devices, threads_per_run, runs_per_gpu)
     if not as_json:
         say(_in_words(plan))
+    # Ended by a signal, it ends what it has started, as when it is interrupted.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _watching() as watch:
         outcome = run_study(plan, Resources(at_a_time, threads_per_run, devices), options, watch)
     compared = write_answer(plan) if len(outcome.failed) < len(plan.runs) else []

@@ -3,11 +3,12 @@
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -155,8 +156,14 @@ def _watched(plan: Plan, command: Sequence[str], descriptor: int, watch: Watcher
     started = time.time()
     with (plan.out / LOG_FILE).open("wb") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(descriptor,)
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(descriptor,),
+            process_group=0,  # it and its jobs, to be ended together
         )
+        os.write(descriptor, f", process group {process.pid}".encode())
         try:
             while process.poll() is None:
                 if watch:
@@ -170,14 +177,12 @@ def _watched(plan: Plan, command: Sequence[str], descriptor: int, watch: Watcher
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """See that Snakemake ends; from a terminal it was interrupted when we were."""
-    for stop in (lambda: None, process.terminate, process.kill):
-        stop()
-        try:
-            process.wait(PATIENCE_S)
-            return
-        except subprocess.TimeoutExpired:
-            continue
+    """See that Snakemake and its jobs end, a training with its checkpoint if it can."""
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, stop)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE_S)
 
 
 def _standing(plan: Plan, started: float) -> Standing:

@@ -7,7 +7,6 @@ GMS_LMM_KILLS=2 pytest tests/lmm/study/test_killed.py -s
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -74,18 +74,33 @@ def words(grid: Path, url: str, out: Path) -> list[str]:
     return ["study", str(grid), "--latents", url, "--out", str(out), "--jobs", JOBS, "--json"]
 
 
-def kill(arguments: list[str], out: Path, rng: random.Random) -> None:
-    """Start a study, and end it with all it has started, in the midst of a training."""
-    code = "from cli.main import main; main()"
-    study = subprocess.Popen([sys.executable, "-c", code, *arguments], start_new_session=True)
+def started(arguments: list[str]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-c", "from cli.main import main; main()", *arguments])
+
+
+def wait_for_training(study: "subprocess.Popen[bytes]", out: Path, rng: random.Random) -> None:
     before = len(kept(out))
     deadline = time.monotonic() + (rng.uniform(15, 60) if KILLS else 300)
     while time.monotonic() < deadline and study.poll() is None:
         if not KILLS and any(out.glob("runs/*/log.jsonl")) and len(kept(out)) == before:
             break
         time.sleep(0.02)
-    os.killpg(study.pid, signal.SIGKILL)
+
+
+def kill(arguments: list[str], out: Path, rng: random.Random) -> None:
+    """Start a study, and end it with all it has started, in the midst of a training."""
+    study = started(arguments)
+    wait_for_training(study, out, rng)
+    for process in family(study):
+        process.kill()
     study.wait()
+
+
+def family(study: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    if study.poll() is not None:
+        return []
+    parent = psutil.Process(study.pid)
+    return [parent, *parent.children(recursive=True)]
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +179,17 @@ def test_the_answer_is_there_in_every_form(story: Story) -> None:
     shown = CliRunner().invoke(main, ["report", str(story.plan.out), "--table", "markdown"])
     assert shown.stdout == (story.plan.out / "results.md").read_text()
     assert shown.stdout.startswith("| lr | runs | DSC (%) |")
+
+
+def test_a_study_that_is_terminated_ends_what_it_has_started(
+    small_store: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "study"
+    study = started(words(grid_file(tmp_path, **GRID), small_store, out))
+    wait_for_training(study, out, random.Random(0))
+    whole = family(study)
+    assert len(whole) > 2  # Snakemake, and a training, at the least
+    study.terminate()
+    assert study.wait(60) == 1
+    _, alive = psutil.wait_procs(whole, 10)
+    assert alive == []

@@ -12,8 +12,6 @@ from pipeline.store.lock import writer_lock
 from pipeline.store.receipt import receipt_head
 from pipeline.telling import Progress
 
-_OWN = ("format_version", "software")  # attributes that a copy has of its own
-
 
 def copy_store(
     store: LatentStore, url: str, codec: str, progress: Progress | None = None
@@ -62,11 +60,10 @@ def copy_rows(
     returns  the copy, opened again
     """
     if not store_exists(url):
-        named = {k: v for k, v in store.attributes.items() if k not in _OWN}
+        # With the versions that encoded the cells, not those that move them.
         codec = codec or latent_codec(store.array("image_mean"))
-        copy = create_store(url, named, store.samples[rows.tolist()], store.latent_shape, codec)
-        # The versions that encoded the cells, not those that move them.
-        copy.group.attrs["software"] = store.attributes["software"]
+        samples = store.samples[rows.tolist()]
+        create_store(url, store.attributes, samples, store.latent_shape, codec)
     copy = open_store(url, "r+")
     stored, there = store.stored_keys(), copy.stored_keys()
     total = copy.blocks() * store.views

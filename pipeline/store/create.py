@@ -41,6 +41,7 @@ def create_store(
 ) -> LatentStore:
     """Lay out an empty store: every array, its dimension names and units, and no data.
 
+    attributes  what it says of itself; `software` is what is at work unless it is named
     codec   of the latents; without one they are read fastest, see README.md
     raises  UsageError when something else is at the URL
     """
@@ -58,9 +59,9 @@ def create_store(
         for layout in array_layouts(latent_shape, size, posterior=posterior, codec=codec):
             layout.create(group, attributes["views"], len(samples), _shard_samples(len(samples)))
     _write_samples(Folder(url), samples)
-    # Last, and as a whole: format_version is what makes the folder a store.
+    # Last, and in one write (attrs.update is one for each): format_version makes it a store.
     software = {name: version(name) for name in _SOFTWARE}
-    group.attrs.update({"format_version": FORMAT_VERSION, **attributes, "software": software})
+    group.update_attributes({"format_version": FORMAT_VERSION, "software": software, **attributes})
     return open_store(url, "r+")
 
 
@@ -79,7 +80,7 @@ def extend_store(
         views = max(array.shape[0], attributes["views"])
         array.resize((views, max(array.shape[1], len(samples)), *array.shape[2:]))
     _write_samples(store.folder, samples)
-    store.group.attrs.update(attributes)
+    store.group.update_attributes(dict(attributes))
     return open_store(store.url, "r+")
 
 

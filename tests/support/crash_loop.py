@@ -13,6 +13,7 @@ import signal
 import struct
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def attempt(manifest: str, url: str, tokenizer: str, counter: mmap.mmap) -> int:
         loaded.encode = count  # type: ignore[method-assign]
         encode(samples, url, loaded, views=VIEWS, size=SIZE_PX)
         status = 0
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(status)
 

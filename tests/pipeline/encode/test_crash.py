@@ -1,6 +1,7 @@
 """Whatever killed an encode, and whatever came before: the next ends with the right store."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,37 @@ def test_stopped_between_any_two_steps_it_goes_on(
     run(manifest, str(tmp_path / "fresh.zarr"), tokenizer)
     assert digests(url) == digests(str(tmp_path / "fresh.zarr"))
     assert verify(open_store(url)) == (12, [])
+
+
+def test_killed_before_any_file_takes_its_place_it_goes_on(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encode, then with a sample more: killed before the first file, the second, … the last."""
+    monkeypatch.setattr("pipeline.store.create.SHARD_SAMPLES", 2)
+    few = small.ingest(small.write_busi(tmp_path / "few", NAMES[:2]))
+    manifest = small.ingest(small.write_busi(tmp_path / "raw", NAMES[:3]))
+    run(manifest, str(tmp_path / "fresh.zarr"), tokenizer)
+    reference = digests(str(tmp_path / "fresh.zarr"))
+    replace = Path.replace
+
+    for kill_at in itertools.count():
+        url, files = str(tmp_path / f"{kill_at}.zarr"), itertools.count()
+
+        def fatal(source: Path, target: Path, files: Any = files, at: int = kill_at) -> None:
+            if next(files) >= at:
+                raise Killed
+            replace(source, target)
+
+        with monkeypatch.context() as patch, suppress(Killed):
+            patch.setattr(Path, "replace", fatal)
+            run(few, url, tokenizer)
+            run(manifest, url, tokenizer)
+        run(manifest, url, tokenizer)
+        assert digests(url) == reference
+        assert verify(open_store(url)) == (6, [])
+        if next(files) <= kill_at:  # it was never killed
+            break
+    assert kill_at > 20
 
 
 # --- any history

@@ -51,6 +51,13 @@ class PartitionType(click.ParamType["Partition"]):
     show_default=True,
     help="Views of each sample: the clean one and K−1 augmented ones.",
 )
+@click.option(
+    "--eval-views",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Of these, how many samples of split test get: only evaluate --average views reads them.",
+)
 @size_option
 @view_seed_option
 @click.option(
@@ -91,6 +98,7 @@ def command(
     store: str,
     tokenizer: str,
     views: int,
+    eval_views: int,
     size: int,
     seed: int,
     precision: str,
@@ -123,15 +131,18 @@ def command(
 
     from pipeline.device import choose_device
     from pipeline.encode import encode
+    from pipeline.encode.work import find_work, size_when_done, store_attributes
     from pipeline.tokenizer import load_tokenizer
 
     loaded = load_tokenizer(tokenizer, choose_device("cpu" if scheduler else device))
+    settings = (views, size, seed, precision, eval_views)
+    attributes = store_attributes(samples, loaded, *settings)
+    cells, latents = size_when_done(attributes, samples.frame)
     if dry_run:
-        from pipeline.encode.work import find_work, store_attributes
-
-        attributes = store_attributes(samples, loaded, views, size, seed, precision)
-        _show_work(store, find_work(store, samples, attributes).counts(), as_json)
+        _show_work(store, find_work(store, samples, attributes).counts(), latents, as_json)
         return
+    if not as_json:
+        say(f"{store}: {cells} cells when done, {latents / 1e6:.0f} MB of latents")
     with progress_bar("encode", "cells") as progress:
         report = encode(
             samples,
@@ -141,6 +152,7 @@ def command(
             size=size,
             seed=seed,
             precision=precision,
+            eval_views=eval_views,
             batch_size=batch_size,
             partition=partition,
             scheduler=scheduler,
@@ -163,12 +175,13 @@ def command(
     emit({"store": store, **asdict(report)}, as_json, show)
 
 
-def _show_work(store: str, reasons: dict[str, int], as_json: bool) -> None:
+def _show_work(store: str, reasons: dict[str, int], latents: int, as_json: bool) -> None:
     total = sum(reasons.values())
 
     def show() -> None:
         for reason, count in reasons.items():
             click.echo(f"{count:8} cells: {reason}")
-        click.echo(f"{total:8} cells to encode into {store}")
+        click.echo(f"{total:8} cells to encode into {store}, {latents / 1e6:.0f} MB when done")
 
-    emit({"store": store, "to_encode": total, "reasons": reasons}, as_json, show)
+    described = {"to_encode": total, "reasons": reasons, "bytes_when_done": latents}
+    emit({"store": store, **described}, as_json, show)

@@ -240,7 +240,7 @@ def load_latents(
 ) -> Latents:
     """Read one split of a finished store into memory, some shards at a time.
 
-    views    how many views from 0 on; None for all. Evaluation reads one, the clean images
+    views    how many views from 0 on; None for all of the split. Evaluation reads one, the clean
     masks    whether the masks are read too; they are the larger part of the reading
     std      likewise the posterior's standard deviation, which noise alone needs
     fold     of the run that reads it; see `lmm.splits.rows_of_split`
@@ -248,7 +248,8 @@ def load_latents(
     raises   as `SplitReader` and its `read` do
     """
     reader = SplitReader(store, split, masks=masks, std=std, fold=fold, rows=rows)
-    count = store.views if views is None else min(views, store.views)
+    there = store.eval_views if split == "test" else store.views
+    count = there if views is None else min(views, there)
     every = len(reader.places)
     arrays = reader.empty(count, every)
 

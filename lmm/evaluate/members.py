@@ -49,8 +49,8 @@ class Members:
     """Runs whose grey maps are averaged, and over what of each image.
 
     runs     the first keeps the scores
-    average  none: the clean view alone; views: all views of the store; dihedral: the eight flips
-             and quarter turns of the clean image, encoded anew
+    average  none: the clean view alone; views: as many views as test has in the store;
+             dihedral: the eight flips and quarter turns of the clean image, encoded anew
     """
 
     runs: Sequence[Run]
@@ -83,7 +83,7 @@ class Members:
         if self.average != "views":
             return 1
         assert isinstance(images, LatentStore), "require_fit has asked for it"
-        return images.views
+        return images.eval_views
 
     def decodes(self, images: Images) -> int:
         """Decodes of an image."""

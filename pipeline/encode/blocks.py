@@ -37,9 +37,9 @@ class Shard:
 
 
 def missing_cells(store: LatentStore, block: int) -> np.ndarray:
-    """Which live cells of a block do not hold what is asked for; bool [view, n]."""
+    """Which cells of a block are to be there and do not hold what is asked for; bool [view, n]."""
     rows = store.rows_of(block)
-    missing: np.ndarray = ~store.present_in(range(block, block + 1), rows) & store.live[rows]
+    missing: np.ndarray = store.wanted[:, rows] & ~store.present_in(range(block, block + 1), rows)
     return missing
 
 

@@ -21,7 +21,7 @@ from pipeline.encode.blocks import (
     write_shard,
 )
 from pipeline.encode.cells import CellEncoder
-from pipeline.encode.work import Work, find_work, store_attributes
+from pipeline.encode.work import EVAL_VIEWS, Work, find_work, store_attributes
 from pipeline.errors import ArtefactError, InputError, UsageError
 from pipeline.manifest import Manifest
 from pipeline.samples import decode_sample
@@ -62,6 +62,7 @@ def encode(
     size: int = 224,
     seed: int = 0,
     precision: str = "fp32",
+    eval_views: int = EVAL_VIEWS,
     batch_size: int | None = None,
     partition: Partition | None = None,
     scheduler: str | None = None,
@@ -73,6 +74,7 @@ def encode(
 
     views          K; view 0 is the clean image, the others are drawn (see `draw_views`)
     size           side of image and mask, px
+    eval_views     how many of the views samples of split test have, which are never trained on
     batch_size     cells at a time through the tokenizer; None finds one that fits in memory
     partition      encode only this share of the blocks; the last of them finishes the store
     scheduler      encode on the workers of a Dask cluster (see `pipeline.encode.cluster`), each of
@@ -86,7 +88,7 @@ def encode(
     """
     require_multiple(size, tokenizer)
     started = time.monotonic()
-    attributes = store_attributes(manifest, tokenizer, views, size, seed, precision)
+    attributes = store_attributes(manifest, tokenizer, views, size, seed, precision, eval_views)
     with ExitStack() as held:
         client = None
         if partition is None:
@@ -117,7 +119,7 @@ def encode(
         # Opened again: the receipt is of what lies on the disk now.
         store = open_store(url)
         present = store.present()
-        complete = bool(present[:, store.live].all())
+        complete = np.array_equal(present, store.wanted)
         if complete:
             finish(store, lock)
     encoded, seconds = int(todo.sum()), time.monotonic() - started

@@ -15,9 +15,13 @@ from pipeline.errors import UsageError
 from pipeline.manifest import Manifest
 from pipeline.store import LatentStore, open_store, store_exists
 from pipeline.store.format import KEY_BYTES
-from pipeline.store.keys import wanted_keys
+from pipeline.store.keys import wanted_cells, wanted_keys
 from pipeline.telling import some_of
 from pipeline.tokenizer import Tokenizer
+
+EVAL_VIEWS = 8  # of samples that are never trained on; averages read them
+
+_FLOAT16_BYTES = 2
 
 # In order of precedence: the first that holds of a cell is why it is encoded.
 REASONS = (
@@ -53,7 +57,13 @@ class Work:
 
 
 def store_attributes(
-    manifest: Manifest, tokenizer: Tokenizer, views: int, size: int, seed: int, precision: str
+    manifest: Manifest,
+    tokenizer: Tokenizer,
+    views: int,
+    size: int,
+    seed: int,
+    precision: str,
+    eval_views: int = EVAL_VIEWS,
 ) -> dict[str, Any]:
     """Everything a store says about how it was made; JSON types only."""
     return {
@@ -69,11 +79,24 @@ def store_attributes(
             **({"window": list(manifest.window)} if manifest.window else {}),
         },
         "views": views,
+        "eval_views": min(eval_views, views),
         "view_policy": asdict(POLICY),
         "seed": seed,
         "manifest_digest": manifest.digest,
         "root": str(manifest.root),
     }
+
+
+def size_when_done(attributes: dict[str, Any], samples: pl.DataFrame) -> tuple[int, int]:
+    """How many cells a store of these samples is to have, and the bytes of their latents.
+
+    Masks and checksums add about a fiftieth.
+    """
+    cells = int(wanted_cells(attributes, samples).sum())
+    tokenizer, size = attributes["tokenizer"], attributes["preprocessing"]["size"]
+    latents = 2 if tokenizer["deterministic"] else 3
+    side = size // tokenizer["downsampling"]
+    return cells, cells * latents * tokenizer["latent_channels"] * side * side * _FLOAT16_BYTES
 
 
 def find_work(url: str, manifest: Manifest, attributes: dict[str, Any]) -> Work:
@@ -103,9 +126,8 @@ def find_work(url: str, manifest: Manifest, attributes: dict[str, Any]) -> Work:
 
 def _all_new(attributes: dict[str, Any], samples: pl.DataFrame) -> Work:
     """All that is to be done where nothing is known of any sample."""
-    shape = (attributes["views"], len(samples))
-    todo = np.ones(shape, np.bool_) & samples["split"].is_not_null().to_numpy()
-    return Work(attributes, samples, todo, np.zeros(shape, np.int8))
+    todo = wanted_cells(attributes, samples)
+    return Work(attributes, samples, todo, np.zeros(todo.shape, np.int8))
 
 
 def _reasons(
@@ -122,13 +144,15 @@ def _reasons(
     """
     views = len(empty)
     image, mask = ((old[c] != now[c]).to_numpy() for c in ("image_sha256", "mask_sha256"))
+    before = {"views": views, "eval_views": store.eval_views}
+    asked_before = wanted_cells(before, old) & (np.arange(views) < store.views)[:, None]
     drawn = np.arange(views)[:, None] > 0
     redrawn = any(attributes[key] != store.attributes[key] for key in ("seed", "view_policy"))
     holds = {
         "new sample": False,
         "image edited": image,
         "mask edited": mask,
-        "view added": (np.arange(views)[:, None] >= store.views) & empty,
+        "view added": ~asked_before & old["split"].is_not_null().to_numpy() & empty,
         "view drawn anew": drawn & ~empty & redrawn,
         "not encoded yet": empty,
         "encoded from something else": True,

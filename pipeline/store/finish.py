@@ -42,31 +42,31 @@ def drop_receipt(store: LatentStore) -> None:
 
 
 def array_digests(store: LatentStore) -> dict[str, str]:
-    """A sha256 for each data array over its live cells, by view and then sample id.
+    """A sha256 for each data array over the cells there are to be, by view and then sample id.
 
     The order makes it independent of where in the arrays a sample happens to lie, so that a store
     grown step by step and one encoded at once compare equal.
     """
 
-    places = np.flatnonzero(store.live)
-    # A shard of samples that have all left the manifest need not be there.
-    blocks = np.unique(places // store.shard_samples).tolist()
-    order = places[np.argsort(store.samples["sample_id"].to_numpy()[places], kind="stable")]
+    order = np.argsort(store.samples["sample_id"].to_numpy(), kind="stable")
     totals = {name: hashlib.sha256() for name in store.data_arrays}
     of_view = np.zeros((len(totals), len(store.samples), _SHA256_BYTES), np.uint8)
-    for view in range(store.views):
+    for view, wanted in enumerate(store.wanted):
+        # A shard of samples that are not wanted need not be there.
+        blocks = np.unique(np.flatnonzero(wanted) // store.shard_samples).tolist()
         shards = map_ahead(partial(_shard_digests, store, view), blocks, _AHEAD)
         for block, digests in zip(blocks, shards, strict=True):
-            of_view[:, store.rows_of(block)][:, store.live[store.rows_of(block)]] = digests
+            rows = store.rows_of(block)
+            of_view[:, rows][:, wanted[rows]] = digests
         for total, digests in zip(totals.values(), of_view, strict=True):
-            total.update(digests[order].data)
+            total.update(digests[order[wanted[order]]].data)
     return {name: total.hexdigest() for name, total in totals.items()}
 
 
 def _shard_digests(store: LatentStore, view: int, block: int) -> np.ndarray:
-    """sha256 of each live cell of a shard, in each data array: uint8 [array, n, 32]."""
-    live = np.flatnonzero(store.live[store.rows_of(block)])
-    cells = {name: store.read_shard(name, view, block)[live] for name in store.data_arrays}
-    store.require_right(view, block, live, cells)
+    """sha256 of each cell of a shard there is to be, by data array: uint8 [array, n, 32]."""
+    inside = np.flatnonzero(store.wanted[view, store.rows_of(block)])
+    cells = {name: store.read_shard(name, view, block)[inside] for name in store.data_arrays}
+    store.require_right(view, block, inside, cells)
     digests = b"".join(hashlib.sha256(cell.data).digest() for of in cells.values() for cell in of)
-    return np.frombuffer(digests, np.uint8).reshape(len(cells), len(live), _SHA256_BYTES)
+    return np.frombuffer(digests, np.uint8).reshape(len(cells), len(inside), _SHA256_BYTES)

@@ -15,7 +15,7 @@ _AHEAD = 8  # shards in memory, some MB each as float64
 def describe_store(store: LatentStore) -> dict[str, Any]:
     """Everything worth knowing of a store; JSON types only.
 
-    views           K, of which view 0 is the clean image
+    views           K, of which view 0 is the clean image; `eval_views` of the split test
     samples         samples of the manifest; `departed` counts those that have left it since
     present         cells, one cell being one view of one sample, that hold what they should;
                     `cells` is how many there are to be
@@ -30,13 +30,14 @@ def describe_store(store: LatentStore) -> dict[str, Any]:
     raises          ArtefactError when a chunk is missing or damaged
     """
     live = store.samples.drop_nulls("split")
-    present, cells = int(store.present().sum()), store.views * len(live)
+    present, cells = int(store.present().sum()), int(store.wanted.sum())
     sizes = store.files
     of_views = _bytes_of_views(sizes, store.views)
     preprocessing = store.attributes["preprocessing"]
     return {
         "store": store.url,
         "views": store.views,
+        "eval_views": store.eval_views,
         "samples": len(live),
         "departed": len(store.samples) - len(live),
         "by_split": dict(sorted(live["split"].value_counts().rows())),

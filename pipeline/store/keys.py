@@ -21,6 +21,18 @@ from pipeline.store.format import KEY_BYTES
 ENCODER_VERSION = 1
 
 
+def wanted_cells(attributes: Mapping[str, Any], samples: pl.DataFrame) -> np.ndarray:
+    """Which cells there are to be: bool [view, sample].
+
+    All views of a sample that may be trained on, fewer of those that never are: the split test. A
+    store of before `eval_views` has all views of these too.
+    """
+    views, split = attributes["views"], samples["split"]
+    wanted = np.broadcast_to(split.is_not_null().to_numpy(), (views, len(samples))).copy()
+    wanted[attributes.get("eval_views", views) :] &= split.ne_missing("test").to_numpy()
+    return wanted
+
+
 def plan_of(
     attributes: Mapping[str, Any], samples: pl.DataFrame, views: Sequence[int]
 ) -> pl.DataFrame:

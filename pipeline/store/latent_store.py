@@ -22,7 +22,7 @@ from pipeline.store.format import (
     SAMPLES_FILE,
     open_arrays,
 )
-from pipeline.store.keys import cell_checksums, plan_of, wanted_keys
+from pipeline.store.keys import cell_checksums, plan_of, wanted_cells, wanted_keys
 from pipeline.store.receipt import is_of
 from pipeline.store.shards import Shards
 from pipeline.telling import some_of
@@ -35,8 +35,8 @@ class LatentStore:
 
     samples     the manifest's rows in array order; a sample that left the manifest keeps its place
                 with a null split until it is pruned
-    attributes  format_version, tokenizer, preprocessing, views, view_policy, seed, manifest_digest,
-                root (folder of the images), software
+    attributes  format_version, tokenizer, preprocessing, views, eval_views, view_policy, seed,
+                manifest_digest, root (folder of the images), software
     folder      its files; `shards` reads and writes its cells, `group` is zarr's own view of it
     """
 
@@ -76,6 +76,11 @@ class LatentStore:
     def views(self) -> int:
         """K; view 0 is the clean image."""
         return int(self.attributes["views"])
+
+    @property
+    def eval_views(self) -> int:
+        """Views of the samples of split test; the first of the K."""
+        return int(self.attributes.get("eval_views", self.views))
 
     @property
     def size(self) -> int:
@@ -211,6 +216,11 @@ class LatentStore:
         live: np.ndarray = self.samples["split"].is_not_null().to_numpy()
         return live
 
+    @cached_property
+    def wanted(self) -> np.ndarray:
+        """Which cells there are to be; bool [view, sample]."""
+        return wanted_cells(self.attributes, self.samples)
+
     def plan(self, view: int, block: int) -> pl.DataFrame:
         """The view plan of the cells of one shard, a row each; see `draw_views`."""
         return plan_of(self.attributes, self.samples[self.rows_of(block)], [view])
@@ -248,7 +258,8 @@ class LatentStore:
         # Fewer views than wanted where the store was changed while it was opened.
         wanted = wanted_keys(self.attributes, self.samples[rows], range(len(stored)))
         present = np.zeros((self.views, wanted.shape[1]), np.bool_)
-        present[: len(stored)] = (stored == wanted).all(axis=2) & self.live[rows]
+        present[: len(stored)] = (stored == wanted).all(axis=2)
+        present &= self.wanted[:, rows]
         return present
 
     def receipt(self) -> dict[str, Any] | None:
@@ -268,11 +279,11 @@ class LatentStore:
         receipt = self.receipt()
         if is_of(receipt, self.attributes, self.samples):
             return
-        missing = int((~self.present()[:, self.live]).sum())
+        cells = int(self.wanted.sum())
+        missing = cells - int(self.present().sum())
         what = "" if missing else ", only the receipt" + (" is of another state" if receipt else "")
         raise ArtefactError(
-            f"{self.url} is not finished: {missing} of {self.views * int(self.live.sum())} "
-            f"cells are missing{what}",
+            f"{self.url} is not finished: {missing} of {cells} cells are missing{what}",
             "run the gms-lmm encode command again: it goes on where it stopped",
         )
 

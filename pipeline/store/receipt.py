@@ -18,6 +18,9 @@ def receipt_head(attributes: Mapping[str, Any], samples: pl.DataFrame) -> dict[s
         for key, value in attributes.items()
         if key not in ("software", "manifest_digest", "root")
     }
+    # Not said by a store of before eval_views, whose receipt is to be the same.
+    if config.get("eval_views") == config["views"]:
+        del config["eval_views"]
     config["tokenizer"] = {k: v for k, v in config["tokenizer"].items() if k != "name"}
     live = samples.filter(pl.col("split").is_not_null()).sort("sample_id")
     return {

@@ -71,7 +71,7 @@ def verify(store: LatentStore, progress: Progress | None = None) -> tuple[int, l
         if progress:
             progress(done, len(places))
     faults += _damaged_keys_of_former_views(store)
-    return checked, faults + list(_receipt_faults(store, absent & store.live, faults))
+    return checked, faults + list(_receipt_faults(store, absent & store.wanted, faults))
 
 
 def _check_shard(store: LatentStore, view: int, block: int) -> tuple[np.ndarray, list[Fault]]:

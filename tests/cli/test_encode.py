@@ -58,17 +58,29 @@ def test_second_run_says_that_all_is_there_and_exits_0(
 
 def test_people_get_one_line_with_units(manifest: Path, store: Path, kl_folder: Path) -> None:
     result = run(*words(manifest, store, kl_folder))
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.exit_code == 0
+    assert result.stderr == f"{store}: 6 cells when done, 0 MB of latents\n"
     assert result.stdout.startswith(f"{store}: 6 cells encoded, 0 reused, 6 present, ")
     assert result.stdout.endswith(" cells/s\n")
 
 
 def test_options_reach_the_store(manifest: Path, store: Path, kl_folder: Path) -> None:
-    options = ["--views", "3", "--seed", "5", "--precision", "bf16", "--batch-size", "4"]
+    options = [
+        "--views",
+        "3",
+        "--eval-views",
+        "2",
+        "--seed",
+        "5",
+        "--precision",
+        "bf16",
+        "--batch-size",
+        "4",
+    ]
     result = run(*words(manifest, store, kl_folder, *options, "--device", "cpu"))
     assert result.exit_code == 0
     attributes = open_store(str(store)).attributes
-    assert (attributes["views"], attributes["seed"]) == (3, 5)
+    assert (attributes["views"], attributes["eval_views"], attributes["seed"]) == (3, 2, 5)
     assert attributes["preprocessing"]["precision"] == "bf16"
     assert attributes["preprocessing"]["size"] == small.SIZE_PX
     assert attributes["tokenizer"]["name"] == str(kl_folder)

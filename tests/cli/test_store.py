@@ -36,7 +36,10 @@ def words(tmp_path: Path, kl_folder: Path) -> list[str]:
 
 def test_dry_run_says_what_and_why_and_writes_nothing(words: list[str], tmp_path: Path) -> None:
     found = as_json(*words, "--dry-run")
-    assert found == {"store": words[2], "to_encode": 12, "reasons": {"new sample": 12}}
+    # Three arrays of 4 × 8 × 8 numbers of two bytes.
+    room = 12 * 3 * 4 * 8 * 8 * 2
+    counted = {"to_encode": 12, "reasons": {"new sample": 12}}
+    assert found == {"store": words[2], **counted, "bytes_when_done": room}
     assert not Path(words[2]).exists()
     assert "12 cells: new sample" in run(*words, "--dry-run").stdout
 

@@ -44,6 +44,7 @@ def test_settings_are_named_with_both_values(
         "preprocessing.precision": ["fp32", "bf16"],
         "seed": [0, 4],
         "views": [2, 3],
+        "eval_views": [2, 3],
     }
     assert not found["same"]
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import kornia.color
+import kornia.enhance
 import kornia.geometry.transform
 import numpy as np
 import polars as pl
@@ -34,6 +35,7 @@ class ViewPolicy:
     hue: float = 0.1  # of a full turn, each way
     saturation: float = 0.1  # of the value, each way
     brightness: float = 0.1  # of the value V in HSV, each way
+    contrast: float = 0.1  # of the distance from the mean grey, each way
 
 
 POLICY = ViewPolicy()
@@ -50,8 +52,9 @@ PARAMETERS = (
     "hue",
     "saturation",
     "brightness",
+    "contrast",
 )
-_DRAWS = 13
+_DRAWS = 14
 
 
 def draw_views(
@@ -69,8 +72,8 @@ def draw_views(
     views    how many, from 0 on; or the numbers of those to draw
     returns  sample_id String, view Int32, horizontal_flip and vertical_flip 0/1, quarter_turns
              0…3 (counter-clockwise), shift_x and shift_y in sides, scale as a factor, rotation_deg
-             in degrees counter-clockwise, hue in turns, saturation and brightness as factors;
-             all parameters Float64, samples slowest
+             in degrees counter-clockwise, hue in turns, saturation, brightness and contrast as
+             factors; all parameters Float64, samples slowest
     source   Huo et al. 2025 for the distribution; see ViewPolicy
     """
     chosen = range(views) if isinstance(views, int) else views
@@ -95,9 +98,10 @@ def draw_views(
             centred(10, policy.hue, colour),
             1.0 + centred(11, policy.saturation, colour),
             1.0 + centred(12, policy.brightness, colour),
+            1.0 + centred(13, policy.contrast, colour),
         ]
     ).astype(np.float64)
-    clean = np.array([0, 0, 0, 0, 0, 1, 0, 0, 1, 1], dtype=np.float64)
+    clean = np.array([0, 0, 0, 0, 0, 1, 0, 0, 1, 1, 1], dtype=np.float64)
     drawn[view == 0] = clean
     return pl.DataFrame(
         {
@@ -164,11 +168,11 @@ def apply_views(
             > 0.5
         )
 
-    coloured = np.flatnonzero((parameters[:, 7:] != [0, 1, 1]).any(axis=1))
+    coloured = np.flatnonzero((parameters[:, 7:] != [0, 1, 1, 1]).any(axis=1))
     if coloured.size:
         rows = torch.as_tensor(coloured, device=image_u8.device)
         change = torch.as_tensor(parameters[coloured, 7:], dtype=torch.float32).to(image_01.device)
-        image_01[rows] = _jitter_hsv(image_01[rows], change)
+        image_01[rows] = _jitter(image_01[rows], change)
     return pm1_of(image_01), mask
 
 
@@ -234,10 +238,14 @@ def affine_matrices(parameters: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([linear, offset[:, :, None]], axis=2)
 
 
-def _jitter_hsv(image_01: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-    """Hue turned, saturation and brightness scaled; change (B, 3) holds turns, factor, factor."""
-    hue, saturation, brightness = change[:, :, None, None].unbind(dim=1)
-    h, s, v = kornia.color.rgb_to_hsv(image_01).unbind(dim=1)
+def _jitter(image_01: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """Contrast scaled, then in HSV hue turned, saturation and brightness scaled.
+
+    change  (B, 4): turns of the hue, factors of saturation, brightness and contrast
+    """
+    hue, saturation, brightness, contrast = change[:, :, None, None].unbind(dim=1)
+    contrasted = kornia.enhance.adjust_contrast_with_mean_subtraction(image_01, contrast[:, None])
+    h, s, v = kornia.color.rgb_to_hsv(contrasted).unbind(dim=1)
     h = (h + 2 * math.pi * hue) % (2 * math.pi)
     jittered = torch.stack([h, (s * saturation).clamp(0, 1), (v * brightness).clamp(0, 1)], dim=1)
     rgb: torch.Tensor = kornia.color.hsv_to_rgb(jittered)

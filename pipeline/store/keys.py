@@ -37,7 +37,8 @@ def plan_of(
     attributes: Mapping[str, Any], samples: pl.DataFrame, views: Sequence[int]
 ) -> pl.DataFrame:
     """The plan of some samples in some views of a store with these attributes; see `draw_views`."""
-    policy = ViewPolicy(**attributes["view_policy"])
+    # A store of before contrast was drawn does not say that it has none.
+    policy = ViewPolicy(**{"contrast": 0.0, **attributes["view_policy"]})
     return draw_views(samples["sample_id"].to_list(), views, attributes["seed"], policy)
 
 
@@ -74,14 +75,16 @@ def cell_keys(
     prefix = hashlib.blake2b(common.encode(), digest_size=KEY_BYTES)
     parameters = plan.select(PARAMETERS).to_numpy().astype("<f8", order="C").tobytes()
     length, digests = 8 * len(PARAMETERS), []
+    # Contrast, the last, enters where there is any: keys of other views are as before it was drawn.
+    lengths = np.where(plan["contrast"] == 1, length - 8, length).tolist()
     hashes = samples.select("image_sha256", "mask_sha256").rows()
     for sample, (image_sha256, mask_sha256) in enumerate(hashes):
         of_sample = prefix.copy()
         of_sample.update(f"{image_sha256} {mask_sha256}".encode())
         first = sample * views * length
-        for start in range(first, first + views * length, length):
-            cell = of_sample.copy()
-            cell.update(parameters[start : start + length])
+        for view in range(views):
+            cell, start = of_sample.copy(), first + view * length
+            cell.update(parameters[start : start + lengths[sample * views + view]])
             digests.append(cell.digest())
     by_sample = np.frombuffer(b"".join(digests), np.uint8).reshape(len(samples), views, KEY_BYTES)
     return np.ascontiguousarray(by_sample.swapaxes(0, 1))

@@ -94,7 +94,7 @@ def test_a_mask_of_each_view_comes_back_onto_the_clean_one_where_it_was_seen(
 def test_what_a_view_did_not_see_weighs_nothing_by_hand() -> None:
     # A quarter of the side to the right: the view has lost the last 16 columns, and shows a mirror
     # in its first 16.
-    clean = dict(zip(PARAMETERS, (0, 0, 0, 0, 0, 1, 0, 0, 1, 1), strict=True))
+    clean = dict(zip(PARAMETERS, (0, 0, 0, 0, 0, 1, 0, 0, 1, 1, 1), strict=True))
     plan = pl.DataFrame([{**clean, "shift_x": 0.25}], schema=dict.fromkeys(PARAMETERS, pl.Float64))
     mask = torch.zeros(1, SIDE, SIDE, dtype=torch.bool)
     mask[:, :, 10] = True

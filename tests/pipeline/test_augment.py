@@ -13,8 +13,8 @@ from PIL import Image
 from pipeline.augment import PARAMETERS, apply_views, draw_views
 
 SIDE = 64
-CLEAN = dict(zip(PARAMETERS, (0, 0, 0, 0, 0, 1, 0, 0, 1, 1), strict=True))
-COLOUR_OFF = {"hue": 0.0, "saturation": 1.0, "brightness": 1.0}
+CLEAN = dict(zip(PARAMETERS, (0, 0, 0, 0, 0, 1, 0, 0, 1, 1, 1), strict=True))
+COLOUR_OFF = {"hue": 0.0, "saturation": 1.0, "brightness": 1.0, "contrast": 1.0}
 
 
 def plan_of(*views: dict[str, float]) -> pl.DataFrame:
@@ -83,7 +83,7 @@ def test_frequencies_and_ranges_are_those_of_the_authors_code() -> None:
     shares(0.2, colour)
     shares(0.08, affine & colour)
     reaches = {"shift_x": 0.15, "shift_y": 0.15, "rotation_deg": 20, "scale": 0.1}
-    reaches |= {"hue": 0.1, "saturation": 0.1, "brightness": 0.1}
+    reaches |= {"hue": 0.1, "saturation": 0.1, "brightness": 0.1, "contrast": 0.1}
     for name, reach in reaches.items():
         there = colour if name in COLOUR_OFF else affine
         offset = drawn[name] - CLEAN[name]
@@ -218,6 +218,26 @@ def test_colour_change_is_colorsys_on_each_pixel() -> None:
         h, s, v = colorsys.rgb_to_hsv(*(c / 255 for c in colour))
         changed = colorsys.hsv_to_rgb((h + hue) % 1, min(1, s * saturation), min(1, v * brightness))
         assert got == pytest.approx([2 * c - 1 for c in changed], abs=1e-4)
+
+
+@pytest.mark.parametrize("contrast", [0.9, 1.1])
+def test_contrast_is_the_distance_from_the_mean_grey(contrast: float) -> None:
+    image = noise_images(1)
+    masks = torch.zeros(1, SIDE, SIDE, dtype=torch.bool)
+    pixels, _ = apply_views(image, masks, plan_of({"contrast": contrast}))
+    rgb = image[0].numpy() / 255
+    # The luma of ITU-R BT.601, as torchvision and the authors' ColorJitter weigh it.
+    grey = (np.array([0.299, 0.587, 0.114])[:, None, None] * rgb).sum(axis=0).mean()
+    expected = np.clip(grey + contrast * (rgb - grey), 0, 1)
+    assert pixels[0].numpy() == pytest.approx(2 * expected - 1, abs=1e-4)
+
+
+def test_contrast_changes_a_grey_image() -> None:
+    grey = noise_images(1)[:, :1].expand(1, 3, SIDE, SIDE)
+    masks = torch.zeros(1, SIDE, SIDE, dtype=torch.bool)
+    pixels, _ = apply_views(grey, masks, plan_of({"hue": 0.1, "saturation": 1.1, "contrast": 0.9}))
+    assert torch.allclose(pixels[:, 0], pixels[:, 1], atol=1e-5)
+    assert pixels.std() == pytest.approx(0.9 * float((grey / 127.5 - 1).std()), rel=1e-3)
 
 
 @pytest.mark.parametrize("level", [0, 255])

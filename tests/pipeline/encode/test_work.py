@@ -11,12 +11,14 @@ import small
 from PIL import Image
 
 from pipeline.archive import build_manifest
+from pipeline.augment import POLICY
 from pipeline.encode import encode
 from pipeline.encode.work import find_work, store_attributes
 from pipeline.errors import UsageError
 from pipeline.manifest import Manifest
 from pipeline.samples import decode_sample
 from pipeline.store import open_store
+from pipeline.store.keys import plan_of
 from pipeline.tokenizer import Tokenizer
 
 Count = Callable[..., dict[str, int]]
@@ -98,6 +100,24 @@ def test_another_seed_draws_views_anew_and_leaves_the_clean_one(
     reasons = count(encoded, seed=1)
     assert reasons.keys() == {"view drawn anew"}
     assert 0 < reasons["view drawn anew"] <= 6
+
+
+def test_a_store_of_before_contrast_is_whole_and_gets_it_with_the_next_encode(
+    encoded: Manifest, url: str, tokenizer: Tokenizer, count: Count, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = replace(POLICY, contrast=0.0, p_colour=0.5)
+    monkeypatch.setattr("pipeline.encode.work.POLICY", without)
+    encode(encoded, url, tokenizer, views=4, size=small.SIZE_PX)
+    store = open_store(url, "r+")
+    policy = store.attributes["view_policy"]
+    plan = plan_of(store.attributes, store.samples, range(4))
+    in_colour = int((plan["saturation"] != 1).sum())
+    del policy["contrast"]
+    store.group.update_attributes({"view_policy": policy})
+    assert open_store(url).present().all()
+    monkeypatch.setattr("pipeline.encode.work.POLICY", replace(without, contrast=0.1))
+    assert 0 < in_colour < 18
+    assert count(encoded, views=4) == {"view drawn anew": in_colour}
 
 
 def test_what_a_stopped_encode_left_is_not_encoded_yet(

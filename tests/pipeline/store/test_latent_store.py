@@ -19,7 +19,7 @@ from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import open_store, store_exists
 from pipeline.store.create import create_store
 from pipeline.store.finish import array_digests
-from pipeline.store.keys import cell_keys
+from pipeline.store.keys import cell_keys, plan_of
 from pipeline.tokenizer import load_tokenizer
 
 ATTRIBUTES: dict[str, Any] = {
@@ -168,6 +168,15 @@ def test_key_of_one_cell_changes_with_each_parameter_of_its_view(parameter: str)
         [False, True],
         [False, False],
     ]
+
+
+def test_keys_of_a_store_of_before_contrast_are_as_they_were() -> None:
+    """The digest is of what commit afe55e2 gave for them, two of the sixteen being in colour."""
+    drawn_before = {**ATTRIBUTES, "view_policy": {"p_colour": 0.2, "brightness": 0.1}}
+    plan = plan_of(drawn_before, SAMPLES, range(8))
+    assert (plan["contrast"] == 1).all()
+    found = hashlib.sha256(cell_keys(ATTRIBUTES, SAMPLES, plan, 8).tobytes()).hexdigest()
+    assert found == "ba7b0da42c9b950ac8d80d2992882ad59a88c3dd315bbe1552bf634849e447b0"
 
 
 def test_keys_do_not_change_with_names_splits_or_what_else_a_tokenizer_is_called() -> None:

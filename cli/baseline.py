@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cli.options import device_option, emit, json_option, setting_options, table
+from cli.options import device_option, emit, json_option, run_folder_options, setting_options, table
 from cli.training import carry_out, make_cublas_deterministic, show_plan
 from lmm.baseline.settings import FRESH, BaselineSettings
 from lmm.settings import known_settings
@@ -56,11 +56,7 @@ class Views(click.ParamType[int | str]):
     "deterministic",
     of=BaselineSettings,
 )
-@click.option("--resume", is_flag=True, help="Go on from the last whole epoch of --out.")
-@click.option(
-    "--overwrite", is_flag=True, help="Replace a run at --out of other settings or images."
-)
-@click.option("--dry-run", is_flag=True, help="Print what would be done and stop.")
+@run_folder_options("manifest")
 @device_option
 @json_option
 def command(

@@ -119,6 +119,21 @@ def average_option(views: str) -> Callable[[Command], Command]:
     )
 
 
+def run_folder_options(images: str) -> Callable[[Command], Command]:
+    """What may be done with a run that is at --out; `images` says what it is trained from."""
+    others = f"Replace a run at --out of other settings or another {images}."
+
+    def decorate(command: Command) -> Command:
+        dry_run = click.option("--dry-run", is_flag=True, help="Print what would be done and stop.")
+        overwrite = click.option("--overwrite", is_flag=True, help=others)
+        resume = click.option(
+            "--resume", is_flag=True, help="Go on from the last whole epoch of --out."
+        )
+        return resume(overwrite(dry_run(command)))
+
+    return decorate
+
+
 def setting_options(*names: str, of: type = TrainSettings) -> Callable[[Command], Command]:
     """Options for settings of a training run, in this order: each as its settings have it."""
 

@@ -13,6 +13,7 @@ from cli.options import (
     emit,
     json_option,
     latents_option,
+    run_folder_options,
     say,
     setting_options,
     table,
@@ -52,11 +53,7 @@ POOR_AGREEMENT = 0.9
     "compile",
     "deterministic",
 )
-@click.option("--resume", is_flag=True, help="Go on from the last whole epoch of --out.")
-@click.option(
-    "--overwrite", is_flag=True, help="Replace a run at --out of other settings or another store."
-)
-@click.option("--dry-run", is_flag=True, help="Print what would be done and stop.")
+@run_folder_options("store")
 @click.option(
     "--tensorboard", is_flag=True, help="Also write TensorBoard events into the run directory."
 )

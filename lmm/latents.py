@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lmm.splits import rows_of_split
+from lmm.splits import require_some, rows_of_split
 from pipeline.ahead import map_ahead
-from pipeline.errors import UsageError
 from pipeline.store import LatentStore
 from pipeline.telling import Progress
 
@@ -165,13 +164,7 @@ class SplitReader:
         latents = [name for name in store.latent_arrays if std or name != "image_std"]
         self.names = [*latents, *(["mask"] if masks else [])]
         self.places = rows_of_split(store.samples, split, fold) if rows is None else rows
-        if not self.places.size:
-            present = sorted(store.samples["split"].drop_nulls().unique())
-            raise UsageError(
-                f"{store.url} has no sample in split {split!r}, only in {', '.join(present)}",
-                "choose another split, or ingest with --val-fraction and encode again: "
-                "changing splits encodes nothing",
-            )
+        require_some(self.places, store.url, store.samples, split)
         self.blocks: list[int] = np.unique(self.places // store.shard_samples).tolist()
 
     def rows(self, block: int) -> slice:

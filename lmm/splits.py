@@ -36,6 +36,17 @@ def rows_of_split(samples: pl.DataFrame, split: str, fold: int | None = None) ->
     return samples.select(inside.fill_null(False).arg_true()).to_series().to_numpy().astype(int)
 
 
+def require_some(rows: np.ndarray, url: str, samples: pl.DataFrame, split: str) -> None:
+    """Raise UsageError unless there are rows of a split in what lies at `url`."""
+    if not rows.size:
+        present = sorted(samples["split"].drop_nulls().unique())
+        raise UsageError(
+            f"{url} has no sample in split {split!r}, only in {', '.join(present)}",
+            "choose another split, or ingest with --val-fraction; a store is then encoded again, "
+            "which changes its splits and encodes nothing",
+        )
+
+
 def rows_to_train_on(samples: pl.DataFrame, settings: TrainSettings) -> np.ndarray:
     """Rows that a run is trained on, in their order: train without its fold, and its share of that.
 

@@ -11,10 +11,9 @@ import torch
 
 from lmm.baseline.settings import FRESH, BaselineSettings
 from lmm.batches import shuffled, steps_per_epoch
-from lmm.splits import rows_of_split
+from lmm.splits import require_some, rows_of_split
 from pipeline.ahead import map_ahead
 from pipeline.augment import apply_views, draw_views
-from pipeline.errors import UsageError
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.samples import decode_sample
 from pipeline.seeds import seed_at
@@ -110,14 +109,9 @@ def read_pixels(
 
 def split_of(images: Images, split: str, fold: int | None = None) -> pl.DataFrame:
     """Rows of a split in order of sample_id; raises UsageError when there is none."""
-    rows = images.samples[rows_of_split(images.samples, split, fold)].sort("sample_id")
-    if rows.is_empty():
-        present = sorted(images.samples["split"].drop_nulls().unique())
-        raise UsageError(
-            f"{images.url} has no sample in split {split!r}, only in {', '.join(present)}",
-            "choose another split, or ingest with --val-fraction",
-        )
-    return rows
+    rows = rows_of_split(images.samples, split, fold)
+    require_some(rows, images.url, images.samples, split)
+    return images.samples[rows].sort("sample_id")
 
 
 @dataclass(frozen=True)

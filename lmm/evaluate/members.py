@@ -119,7 +119,7 @@ class Members:
         if self.average == "views" and self.views(images) == 1:
             raise UsageError(
                 f"{images.url} has no view beside the clean image to average over",
-                "gms-lmm encode … --views 8, or --average dihedral",
+                "gms-lmm encode … --views 8 --eval-views 8, or --average dihedral",
             )
 
 

@@ -196,16 +196,33 @@ def test_images_that_any_of_the_runs_has_seen_are_refused(
     assert allowed.summary["seen"] == {"train": len(trained), "select": 0}
 
 
+def test_an_average_is_over_the_views_that_test_has(
+    run: Run, kl_folder: Path, tmp_path: Path
+) -> None:
+    manifest = small.ingest(small.write_busi(tmp_path / "raw"))
+    tokenizer = load_tokenizer(str(kl_folder))
+    found = []
+    for name, views in (("two", 2), ("three", 3)):
+        url = str(tmp_path / f"{name}.zarr")
+        encode(manifest, url, tokenizer, views=views, size=small.SIZE_PX, eval_views=2)
+        wanted = Wanted(average="views")
+        found.append(evaluate(run, open_store(url), "test", CPU, wanted, allow_seen=True))
+    two, three = found
+    assert (two.summary["looks"], three.summary["looks"]) == (2, 2)
+    assert np.array_equal(two.masks, three.masks)
+
+
 def test_what_cannot_be_averaged_is_refused(
     run: Run, other: Run, small_store: str, kl_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="a student is of one run"):
         scored(run, small_store, other, student=True)
     manifest = small.ingest(small.write_busi(tmp_path / "raw"))
-    url = str(tmp_path / "one.zarr")
-    encode(manifest, url, load_tokenizer(str(kl_folder)), views=1, size=small.SIZE_PX)
-    with pytest.raises(UsageError, match="no view beside the clean image"):
-        scored(run, url, average="views")
+    url, tokenizer = str(tmp_path / "one.zarr"), load_tokenizer(str(kl_folder))
+    for views in (1, 2):  # of training samples
+        encode(manifest, url, tokenizer, views=views, size=small.SIZE_PX, eval_views=1)
+        with pytest.raises(UsageError, match="no view beside the clean image"):
+            scored(run, url, average="views")
     (description := json.loads((run.path / "run.json").read_text()))["store"]["size"] = 128
     (run.path / "run.json").write_text(json.dumps(description))
     with pytest.raises(ArtefactError, match=r"cannot be averaged: their size is 64 and 128"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from cli.distill import teach
 from cli.options import (
@@ -19,6 +20,7 @@ from cli.options import (
     table,
 )
 from cli.training import carry_out, make_cublas_deterministic, show_plan
+from lmm.settings import known_settings
 from pipeline.telling import Progress
 
 POOR_AGREEMENT = 0.9
@@ -53,6 +55,12 @@ POOR_AGREEMENT = 0.9
     "compile",
     "deterministic",
 )
+@click.option(
+    "--refit",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Train a finished run anew, on train and val, for the epochs that val chose.",
+)
 @run_folder_options("store")
 @click.option(
     "--tensorboard", is_flag=True, help="Also write TensorBoard events into the run directory."
@@ -63,6 +71,7 @@ def command(
     latents: str,
     out: Path | None,
     precision: str,
+    refit: Path | None,
     resume: bool,
     overwrite: bool,
     dry_run: bool,
@@ -76,9 +85,11 @@ def command(
     \b
     Example:
       gms-lmm train --latents busi.zarr --loss lm --epochs 60
+      gms-lmm train --latents busi.zarr --refit runs/busi-lm-s0
     """
+    from lmm.run import open_run
     from lmm.settings import TrainSettings
-    from lmm.train import describe, train
+    from lmm.train import describe, refitted, train
     from pipeline.device import choose_device, choose_precision, require_compiler
     from pipeline.store import open_store
 
@@ -87,6 +98,9 @@ def command(
     if settings["deterministic"]:
         make_cublas_deterministic()
     wanted = TrainSettings(precision=choose_precision(precision, chosen), **settings)
+    if refit:
+        _refuse_settings()
+        wanted, out = refitted(open_run(refit), store), out or Path(f"{refit}-refit")
 
     fold = "" if wanted.fold is None else f"-fold{wanted.fold}"
     out = out or Path("runs") / f"{store.name}-{wanted.loss}{fold}-s{wanted.seed}"
@@ -122,6 +136,18 @@ def command(
             "trained against other masks than those that are scored; --seg-decoder full is exact"
         )
     emit(summary, as_json, lambda: table("trained", summary))
+
+
+def _refuse_settings() -> None:
+    """Raise click.UsageError for a setting on the command line, which --refit has from its run."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and name in known_settings():
+            raise click.UsageError(
+                f"--refit has the settings of its run, and takes no {parameter.opts[0]}"
+            )
 
 
 @contextmanager

@@ -71,7 +71,7 @@ class Progressed:
     decoder_calls: int = 0  # in training steps
     val_decoder_calls: int = 0
     best_epoch: int = 0  # the one that is kept
-    best_dsc: float = 0.0
+    best_dsc: float | None = None  # where there are images that choose it
     validations: int = 0
     student_agreement: float | None = None  # at the last validation
 
@@ -80,7 +80,7 @@ def fit(
     run: Run,
     learner: Trained[Read, Clean],
     batches: Batches[Read],
-    selection: Clean,
+    selection: Clean | None,
     *,
     progress: Progress | None = None,
     log: Log | None = None,
@@ -91,7 +91,7 @@ def fit(
     machine), provided that the batches of an epoch are a function of the epoch.
 
     learner    as new; a run that has begun puts its weights and state back
-    selection  the clean images whose DSC chooses the epoch
+    selection  the clean images whose DSC chooses the epoch; None keeps the last
     progress   called with (steps done, steps in all)
     log        called with each line of log.jsonl
     returns    the summary: keys as `gms-lmm train --json` prints them
@@ -101,7 +101,7 @@ def fit(
         return run.summary()
     settings = learner.settings
     with _deterministic(settings.deterministic):
-        candidates = Candidates(run.path, selection.sample_ids)
+        candidates = Candidates(run.path, selection.sample_ids if selection else [])
         state = _restore(run, learner, candidates)
         for epoch in range(state.epoch + 1, settings.epochs + 1):
             started = time.monotonic()
@@ -109,8 +109,12 @@ def fit(
             _require_finite(line, run)
             state.epoch, state.steps = epoch, learner.steps
             state.decoder_calls += line["decoder_calls"]
-            if epoch % settings.val_every == 0 or epoch == settings.epochs:
+            last = epoch == settings.epochs
+            if selection and (epoch % settings.val_every == 0 or last):
                 line |= _select(run, learner, selection, candidates, state)
+            elif last:
+                state.best_epoch = epoch
+                _write_best(run, learner.weights(), state)
             state.seconds += time.monotonic() - started
             line["seconds"] = state.seconds
             with (run.path / "log.jsonl").open("a") as file:

@@ -125,8 +125,9 @@ class TrainSettings:
     )
     select_on: str = setting(
         "val",
-        "Split that chooses the epoch; test is the GMS authors' protocol and marks the run.",
-        choices=("val", "test"),
+        "Split that chooses the epoch; test is the GMS authors' protocol and marks the run; with "
+        "none val is trained on too, and the last epoch kept.",
+        choices=("val", "test", "none"),
     )
     fold: int | None = setting(
         None, "Fold of train to leave out, for evaluate --split fold to score.", minimum=0

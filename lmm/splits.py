@@ -50,6 +50,8 @@ def require_some(rows: np.ndarray, url: str, samples: pl.DataFrame, split: str) 
 def rows_to_train_on(samples: pl.DataFrame, settings: TrainSettings) -> np.ndarray:
     """Rows that a run is trained on, in their order: train without its fold, and its share of that.
 
+    Where no split chooses the epoch, val's rows are among those of train.
+
     Groups, whose images `groups_of` ties, are taken whole, in the order of a hash of seed and
     content, until they hold the share: whatever the store's order, and 10 % are among the 20 %.
 
@@ -57,6 +59,8 @@ def rows_to_train_on(samples: pl.DataFrame, settings: TrainSettings) -> np.ndarr
     raises   UsageError for a fold that is not there
     """
     rows = rows_of_split(samples, "train", settings.fold)
+    if settings.select_on == "none":
+        rows = np.sort(np.concatenate([rows, rows_of_split(samples, "val")]))
     if settings.share is None:
         return rows
     train = samples[rows]

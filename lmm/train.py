@@ -12,13 +12,13 @@ from lmm.latents import SplitReader, load_latents
 from lmm.loop import Log, fit
 from lmm.losses import loss_of
 from lmm.model import LatentMappingModel
-from lmm.run import run_lock, start_run, write_json
+from lmm.run import Run, run_lock, start_run, write_json
 from lmm.settings import TrainSettings
 from lmm.splits import rows_to_train_on
 from lmm.step import Learner, compiled
 from lmm.student.distillation import LATER_LR, Distillation
 from lmm.student.file import load_student
-from pipeline.errors import UsageError
+from pipeline.errors import ArtefactError, UsageError
 from pipeline.store import LatentStore
 from pipeline.telling import Progress
 from pipeline.tokenizer import Tokenizer, load_tokenizer_of
@@ -35,7 +35,7 @@ def train(
     progress: Progress | None = None,
     log: Log | None = None,
 ) -> dict[str, Any]:
-    """Train one LMM on a store and keep the epoch that the selection split chooses.
+    """Train one LMM on a store and keep the epoch that the selection split chooses, if any.
 
     An interrupted run goes on from its last whole epoch with `resume`, to the very weights that
     the uninterrupted run ends with (on one machine): the data order and noise of an epoch are a
@@ -56,12 +56,36 @@ def train(
         if run.finished:
             return run.summary()
         batches = open_batches(store, settings, device)
-        selection = load_latents(store, settings.select_on, views=1, device=device)
+        selection = None
+        if settings.select_on != "none":
+            selection = load_latents(store, settings.select_on, views=1, device=device)
         learner = new_learner(store, settings, load_tokenizer_of(store.tokenizer, device))
         if learner.distillation and "student" not in run.description:
             run.description["student"] = learner.distillation.origin
             write_json(run.path / "run.json", run.description)
         return fit(run, learner, batches, selection, progress=progress, log=log)
+
+
+def refitted(run: Run, store: LatentStore) -> TrainSettings:
+    """The settings of a run for training it anew on train and val, as long as val chose.
+
+    raises  ArtefactError for a run that is not finished, whose epoch val did not choose, or that
+            was trained on another store
+    """
+    summary = run.summary()
+    if run.is_baseline or summary.get("select_on") != "val":
+        raise ArtefactError(
+            f"{run.path} is no latent mapping model whose epoch val chose",
+            "--refit a run of gms-lmm train",
+        )
+    if run.description["store"]["receipt"] != store.receipt():
+        raise ArtefactError(
+            f"{run.path} was trained on {run.description['store']['url']} as it was then, and "
+            f"{store.url} is other data",
+            "--refit with the store that it was trained on",
+        )
+    chosen = {"epochs": summary["best_epoch"], "select_on": "none"}
+    return TrainSettings(**{**run.description["settings"], **chosen})
 
 
 def new_learner(store: LatentStore, settings: TrainSettings, tokenizer: Tokenizer) -> Learner:

@@ -73,7 +73,9 @@ class BaselineSettings:
     seed: int = setting(0, "Seed of weights and order.")
     precision: str = _as_in_train("precision")
     val_every: int = setting(5, "Epochs between validations.", minimum=1)
-    select_on: str = _as_in_train("select_on")
+    select_on: str = setting(
+        "val", "Split that chooses the epoch; test marks the run.", choices=("val", "test")
+    )
     fold: int | None = _as_in_train("fold")
     deterministic: bool = _as_in_train("deterministic")
 

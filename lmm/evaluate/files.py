@@ -96,7 +96,9 @@ def require_unseen(run: Run, images: Images, split: str, scored: Scored) -> None
         for role, names in scored.seen.items()
         if names
     )
-    held_out = [name for name in run.held_out if name not in ("train", settings["select_on"])]
+    chose = settings["select_on"]
+    had = {"train", "val" if chose == "none" else chose}
+    held_out = [name for name in run.held_out if name not in had]
     assert run.data is not None, "what imported weights have seen is not known"
     own = f"{run.data['url']} held out {', '.join(held_out) or 'no split'}"
     raise ArtefactError(

@@ -17,7 +17,7 @@ TICKS_WANTED = 4
 
 
 def curves(run: Run) -> list[dict[str, Any]]:
-    """Training loss and DSC of the selection split over epochs, from the run's log."""
+    """Training loss and DSC of the selection split, if any, over epochs, from the run's log."""
     log = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
     select_on = run.description["settings"]["select_on"]
     dsc_key, dsc_title = f"{select_on}_dsc", f"DSC on {select_on}, %"
@@ -25,6 +25,7 @@ def curves(run: Run) -> list[dict[str, Any]]:
     return [
         curve(title, [(line["epoch"], factor * line[key]) for line in log if key in line])
         for key, (title, factor) in titles.items()
+        if any(key in line for line in log)
     ]
 
 

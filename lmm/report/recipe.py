@@ -78,11 +78,14 @@ def _imported(run: Run) -> dict[str, str]:
 
 def _trained(run: Run) -> dict[str, str]:
     summary, settings = run.summary(), _given(run.description["settings"])
+    chosen = "kept, chosen by no image"
+    if summary["select_on"] != "none":
+        chosen = f"chosen by DSC on {summary['select_on']}"
     return {
         "Model": f"{_model(run)}, {summary['parameters']:,} parameters",
         "Settings": ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in settings.items()),
         "Training": f"{summary['steps']:,} steps in {summary['seconds']:,.0f} s; epoch "
-        f"{summary['best_epoch']} of {summary['epochs']} chosen by DSC on {summary['select_on']}",
+        f"{summary['best_epoch']} of {summary['epochs']} {chosen}",
     }
 
 

@@ -126,6 +126,7 @@ def test_a_run_stopped_at_any_step_resumes_to_the_uninterrupted_weights(
         {"loss": "seg", "seg_decoder": "full"},
         {"loss": "lm", "residency": "stream", "posterior": "gms"},
         {"loss": "lm", "deterministic": True},
+        {"loss": "lm", "select_on": "none"},
     ],
     ids=str,
 )

@@ -17,6 +17,7 @@ from cli.options import (
 )
 
 if TYPE_CHECKING:
+    from pipeline.encode.work import Work
     from pipeline.store.lock import Partition
 
 
@@ -135,14 +136,17 @@ def command(
     from pipeline.tokenizer import load_tokenizer
 
     loaded = load_tokenizer(tokenizer, choose_device("cpu" if scheduler else device))
-    settings = (views, size, seed, precision, eval_views)
-    attributes = store_attributes(samples, loaded, *settings)
-    cells, latents = size_when_done(attributes, samples.frame)
     if dry_run:
-        _show_work(store, find_work(store, samples, attributes).counts(), latents, as_json)
+        settings = (views, size, seed, precision, eval_views)
+        attributes = store_attributes(samples, loaded, *settings)
+        _show_work(store, find_work(store, samples, attributes), as_json)
         return
-    if not as_json:
-        say(f"{store}: {cells} cells when done, {latents / 1e6:.0f} MB of latents")
+
+    def announce(work: "Work") -> None:
+        if work.todo.any() and not as_json:
+            cells, latents = size_when_done(work)
+            say(f"{store}: {cells} cells when done, {latents / 1e6:.0f} MB of latents")
+
     with progress_bar("encode", "cells") as progress:
         report = encode(
             samples,
@@ -158,6 +162,7 @@ def command(
             scheduler=scheduler,
             worker_device=device,
             repair=repair,
+            announce=announce,
             progress=progress,
         )
     if not report.complete:
@@ -175,7 +180,10 @@ def command(
     emit({"store": store, **asdict(report)}, as_json, show)
 
 
-def _show_work(store: str, reasons: dict[str, int], latents: int, as_json: bool) -> None:
+def _show_work(store: str, work: "Work", as_json: bool) -> None:
+    from pipeline.encode.work import size_when_done
+
+    reasons, (_, latents) = work.counts(), size_when_done(work)
     total = sum(reasons.values())
 
     def show() -> None:

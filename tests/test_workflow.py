@@ -134,7 +134,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Step]:
     Image.fromarray(pixels).save(image)
     steps["edited"] = run("train")
 
-    configure(folder, encode={"views": MORE_VIEWS})
+    configure(folder, encode={"views": MORE_VIEWS, "eval_views": MORE_VIEWS})
     process = snakemake(folder, "encode", *ours(folder))
     # The key of a shard is written last, so this one has been encoded whole.
     while not (folder / STORE / f"key/c/{VIEWS}/0/0").exists() and process.poll() is None:

@@ -1,7 +1,7 @@
 """Manifest in, latent store out: every cell without its wanted key is encoded and keyed."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
@@ -68,6 +68,7 @@ def encode(
     scheduler: str | None = None,
     worker_device: str = "auto",
     repair: bool = False,
+    announce: Callable[[Work], None] | None = None,
     progress: Progress | None = None,
 ) -> EncodeReport:
     """Bring the store at `url` to what manifest, settings and tokenizer ask for, or resume that.
@@ -80,6 +81,7 @@ def encode(
     scheduler      encode on the workers of a Dask cluster (see `pipeline.encode.cluster`), each of
                    which loads the tokenizer by its name onto `worker_device`
     repair         verify the store first and encode again whatever is wrong with it
+    announce       called with what is to be done, before it begins
     progress       called with (cells done, cells to do)
     raises         UsageError when the store was made with another tokenizer, size or precision;
                    ArtefactError when someone else writes to the store, there is no room for it, or
@@ -107,6 +109,8 @@ def encode(
                 lock = held.enter_context(partition_lock(url, partition))
             share = np.repeat(_share_of(partition, store.blocks()), store.shard_samples)
             todo = work.todo & share[: work.todo.shape[1]]
+        if announce:
+            announce(work)
         if client is not None:
             options = (tokenizer.name, worker_device, batch_size)
             _dask().encode_cells(client, store, todo, *options, lock, progress)

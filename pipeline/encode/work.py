@@ -87,13 +87,13 @@ def store_attributes(
     }
 
 
-def size_when_done(attributes: dict[str, Any], samples: pl.DataFrame) -> tuple[int, int]:
-    """How many cells a store of these samples is to have, and the bytes of their latents.
+def size_when_done(work: Work) -> tuple[int, int]:
+    """How many cells a store is to have, and the bytes of their latents.
 
     Masks and checksums add about a fiftieth.
     """
-    cells = int(wanted_cells(attributes, samples).sum())
-    tokenizer, size = attributes["tokenizer"], attributes["preprocessing"]["size"]
+    cells = int(wanted_cells(work.attributes, work.samples).sum())
+    tokenizer, size = work.attributes["tokenizer"], work.attributes["preprocessing"]["size"]
     latents = 2 if tokenizer["deterministic"] else 3
     side = size // tokenizer["downsampling"]
     return cells, cells * latents * tokenizer["latent_channels"] * side * side * _FLOAT16_BYTES

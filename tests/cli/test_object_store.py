@@ -174,7 +174,9 @@ def test_what_keeps_failing_is_one_line_and_no_sample_is_left_out_for_it(
 
     with s3.failing(fails, forever=True):
         ingest = run("ingest", root, "--layout", "busi", "-o", new, "--skip-bad")
-        encode = run("encode", far.place.manifest, new, *far.place.commands()["encode"][3:])
+        encode = run(
+            "encode", far.place.manifest, new, *far.place.commands()["encode"][3:], "--json"
+        )
         verify = run("verify", far.place.store)
     for result, exit_code, where in (
         (ingest, 3, f"{root}/Dataset_BUSI_with_GT/malignant/malignant ("),

@@ -77,9 +77,9 @@ def bench_encode_command(
 @click.option(
     "--steps",
     type=click.IntRange(1),
-    default=32,
+    default=64,
     show_default=True,
-    help="Steps a round; 32 hold one round of a student's lessons.",
+    help="Steps a round; 64 hold one round of a student's lessons.",
 )
 @setting_options("batch_size", "precision", "residency", "memory_gib", "compile")
 @device_option

@@ -21,8 +21,8 @@ LESSON_PAIRS = 24
 FIRST_LR = 3e-3
 
 # While an LMM trains: how often, on how many of the latest predictions, and how fast.
-LEARN_EVERY = 32
-LESSONS_AT_A_TIME = 4
+LEARN_EVERY = 64
+LESSONS_AT_A_TIME = 8
 REMEMBERED = 256
 LATER_LR = 1e-3
 

@@ -47,7 +47,6 @@ def array_digests(store: LatentStore) -> dict[str, str]:
     The order makes it independent of where in the arrays a sample happens to lie, so that a store
     grown step by step and one encoded at once compare equal.
     """
-
     order = np.argsort(store.samples["sample_id"].to_numpy(), kind="stable")
     totals = {name: hashlib.sha256() for name in store.data_arrays}
     of_view = np.zeros((len(totals), len(store.samples), _SHA256_BYTES), np.uint8)

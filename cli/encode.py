@@ -132,7 +132,7 @@ def command(
 
     from pipeline.device import choose_device
     from pipeline.encode import encode
-    from pipeline.encode.work import find_work, size_when_done, store_attributes
+    from pipeline.encode.work import find_work, store_attributes
     from pipeline.tokenizer import load_tokenizer
 
     loaded = load_tokenizer(tokenizer, choose_device("cpu" if scheduler else device))
@@ -144,7 +144,7 @@ def command(
 
     def announce(work: "Work") -> None:
         if work.todo.any() and not as_json:
-            cells, latents = size_when_done(work)
+            cells, latents = work.size_when_done()
             say(f"{store}: {cells} cells when done, {latents / 1e6:.0f} MB of latents")
 
     with progress_bar("encode", "cells") as progress:
@@ -181,9 +181,7 @@ def command(
 
 
 def _show_work(store: str, work: "Work", as_json: bool) -> None:
-    from pipeline.encode.work import size_when_done
-
-    reasons, (_, latents) = work.counts(), size_when_done(work)
+    reasons, (_, latents) = work.counts(), work.size_when_done()
     total = sum(reasons.values())
 
     def show() -> None:

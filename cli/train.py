@@ -95,12 +95,12 @@ def command(
 
     store = open_store(latents)
     chosen = choose_device(device)
-    if settings["deterministic"]:
-        make_cublas_deterministic()
     wanted = TrainSettings(precision=choose_precision(precision, chosen), **settings)
     if refit:
         _refuse_settings()
         wanted, out = refitted(open_run(refit), store), out or Path(f"{refit}-refit")
+    if wanted.deterministic:
+        make_cublas_deterministic()
 
     fold = "" if wanted.fold is None else f"-fold{wanted.fold}"
     out = out or Path("runs") / f"{store.name}-{wanted.loss}{fold}-s{wanted.seed}"

@@ -101,7 +101,7 @@ def fit(
         return run.summary()
     settings = learner.settings
     with _deterministic(settings.deterministic):
-        candidates = Candidates(run.path, selection.sample_ids if selection else [])
+        candidates = Candidates(run.path, [] if selection is None else selection.sample_ids)
         state = _restore(run, learner, candidates)
         for epoch in range(state.epoch + 1, settings.epochs + 1):
             started = time.monotonic()
@@ -110,7 +110,7 @@ def fit(
             state.epoch, state.steps = epoch, learner.steps
             state.decoder_calls += line["decoder_calls"]
             last = epoch == settings.epochs
-            if selection and (epoch % settings.val_every == 0 or last):
+            if selection is not None and (epoch % settings.val_every == 0 or last):
                 line |= _select(run, learner, selection, candidates, state)
             elif last:
                 state.best_epoch = epoch

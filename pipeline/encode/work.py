@@ -55,6 +55,17 @@ class Work:
         found = np.bincount(self.reasons[self.todo], minlength=len(REASONS)).tolist()
         return {reason: count for reason, count in zip(REASONS, found, strict=True) if count}
 
+    def size_when_done(self) -> tuple[int, int]:
+        """How many cells the store is to have, and the bytes of their latents.
+
+        Masks and checksums add about a fiftieth.
+        """
+        cells = int(wanted_cells(self.attributes, self.samples).sum())
+        tokenizer, size = self.attributes["tokenizer"], self.attributes["preprocessing"]["size"]
+        latents = 2 if tokenizer["deterministic"] else 3
+        side = size // tokenizer["downsampling"]
+        return cells, cells * latents * tokenizer["latent_channels"] * side * side * _FLOAT16_BYTES
+
 
 def store_attributes(
     manifest: Manifest,
@@ -85,18 +96,6 @@ def store_attributes(
         "manifest_digest": manifest.digest,
         "root": str(manifest.root),
     }
-
-
-def size_when_done(work: Work) -> tuple[int, int]:
-    """How many cells a store is to have, and the bytes of their latents.
-
-    Masks and checksums add about a fiftieth.
-    """
-    cells = int(wanted_cells(work.attributes, work.samples).sum())
-    tokenizer, size = work.attributes["tokenizer"], work.attributes["preprocessing"]["size"]
-    latents = 2 if tokenizer["deterministic"] else 3
-    side = size // tokenizer["downsampling"]
-    return cells, cells * latents * tokenizer["latent_channels"] * side * side * _FLOAT16_BYTES
 
 
 def find_work(url: str, manifest: Manifest, attributes: dict[str, Any]) -> Work:
@@ -142,18 +141,16 @@ def _reasons(
     old, now  the samples as the store has them and as they are asked for
     empty     bool [view, sample], where nothing is stored
     """
-    views = len(empty)
     image, mask = ((old[c] != now[c]).to_numpy() for c in ("image_sha256", "mask_sha256"))
-    before = {"views": views, "eval_views": store.eval_views}
-    asked_before = wanted_cells(before, old) & (np.arange(views) < store.views)[:, None]
-    drawn = np.arange(views)[:, None] > 0
+    view = np.arange(len(empty))[:, None]
+    views_before = np.where(old["split"].eq_missing("test"), store.eval_views, store.views)
     redrawn = any(attributes[key] != store.attributes[key] for key in ("seed", "view_policy"))
     holds = {
         "new sample": False,
         "image edited": image,
         "mask edited": mask,
-        "view added": ~asked_before & old["split"].is_not_null().to_numpy() & empty,
-        "view drawn anew": drawn & ~empty & redrawn,
+        "view added": (view >= views_before) & empty,
+        "view drawn anew": (view > 0) & ~empty & redrawn,
         "not encoded yet": empty,
         "encoded from something else": True,
     }

@@ -42,8 +42,8 @@ def create_store(
     """Lay out an empty store: every array, its dimension names and units, and no data.
 
     attributes  what it says of itself; `software` is what is at work unless it is named
-    codec   of the latents; without one they are read fastest, see README.md
-    raises  UsageError when something else is at the URL
+    codec       of the latents; without one they are read fastest, see README.md
+    raises      UsageError when something else is at the URL
     """
     fs, root = file_system(url)
     if fs.exists(root) and not _may_be_overwritten(fs, root):

@@ -15,8 +15,7 @@ def diff_stores(a: LatentStore, b: LatentStore) -> dict[str, Any]:
     cells     how many both stores hold (`common`), and of how many the content is the same
     same      whether settings, samples and content are
     """
-    # A store of before eval_views does not name it.
-    settings_a, settings_b = (_flat({**s.attributes, "eval_views": s.eval_views}) for s in (a, b))
+    settings_a, settings_b = _flat(a.attributes), _flat(b.attributes)
     settings = {
         name: [settings_a.get(name), settings_b.get(name)]
         for name in sorted(settings_a.keys() | settings_b.keys())

@@ -24,12 +24,11 @@ ENCODER_VERSION = 1
 def wanted_cells(attributes: Mapping[str, Any], samples: pl.DataFrame) -> np.ndarray:
     """Which cells there are to be: bool [view, sample].
 
-    All views of a sample that may be trained on, fewer of those that never are: the split test. A
-    store of before `eval_views` has all views of these too.
+    All views of a sample that may be trained on, fewer of those that never are: the split test.
     """
-    views, split = attributes["views"], samples["split"]
-    wanted = np.broadcast_to(split.is_not_null().to_numpy(), (views, len(samples))).copy()
-    wanted[attributes.get("eval_views", views) :] &= split.ne_missing("test").to_numpy()
+    shape, split = (attributes["views"], len(samples)), samples["split"]
+    wanted = np.broadcast_to(split.is_not_null().to_numpy(), shape).copy()
+    wanted[attributes["eval_views"] :] &= split.ne_missing("test").to_numpy()
     return wanted
 
 

@@ -56,6 +56,8 @@ class LatentStore:
                 f"{url} has store format {version}, this version reads format {FORMAT_VERSION}",
                 "encode the data set into a new store",
             )
+        # A store of before eval_views, which has all views of every sample, does not say so.
+        self.attributes.setdefault("eval_views", self.attributes["views"])
         self.samples = pl.read_parquet(io.BytesIO(self.folder.read(SAMPLES_FILE)))
         self.shards = Shards(self.folder, open_arrays(self.group, url), len(self.samples))
         self._kept_keys = lru_cache(_SHARDS_OF_KEYS)(self._shard_keys)
@@ -80,7 +82,7 @@ class LatentStore:
     @property
     def eval_views(self) -> int:
         """Views of the samples of split test; the first of the K."""
-        return int(self.attributes.get("eval_views", self.views))
+        return int(self.attributes["eval_views"])
 
     @property
     def size(self) -> int:

@@ -1,7 +1,6 @@
 """The student: a small network that decodes mask latents nearly as the frozen decoder does."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmm.decoder import THRESHOLD
@@ -38,7 +37,10 @@ class MaskStudent(nn.Module):
         x = self.stem(z_mask_hat)
         for block in self.blocks:
             x = x + block(x)
-        return F.pixel_shuffle(self.head(x), self.downsampling).squeeze(1)
+        # What pixel_shuffle does, without its detour from the memory format of the convolutions.
+        cells = self.head(x).unflatten(1, (self.downsampling, self.downsampling))
+        logits: Tensor = cells.permute(0, 3, 1, 4, 2).flatten(3, 4).flatten(1, 2)
+        return logits
 
 
 def _conv(channels: int, width: int) -> nn.Conv2d:

@@ -35,8 +35,11 @@ pytestmark = pytest.mark.usefixtures("two_a_shard")
 
 
 @pytest.fixture(scope="module")
-def two_a_shard() -> Iterator[None]:
-    """Ten blocks; and one thread, as each worker has, for threads decide the last bit."""
+def two_a_shard(small_store: str) -> Iterator[None]:
+    """Ten blocks; and one thread, as each worker has, for threads decide the last bit.
+
+    The small store, which all tests share, is there before the shards change.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:

@@ -93,10 +93,10 @@ def dice_loss(grey: Tensor, mask: Tensor) -> Tensor:
     DiceLoss adds it.
 
     Of an image whose mask is empty: the cross-entropy of M̂ with it, the mean over pixels of
-    −log(1 − (1 − δ)·M̂), which is 0 where nothing is predicted. Its Dice term would be near 1 and
+    −log(1 − M̂ / (1 + δ)), which is 0 where nothing is predicted. Its Dice term would be near 1 and
     flat: ΣM̂ of a grey map stays far above ε, so that taking a false alarm away would earn nothing.
-    δ = 1e-4 keeps the slope within 10,000 where a decoder's M̂ is 1; towards the logit of a sigmoid
-    it is nearly M̂ itself.
+    δ = 1e-4 keeps the slope, 1 / (1 + δ − M̂), within 10,000 where a decoder's M̂ is 1; towards the
+    logit of a sigmoid it is nearly M̂ itself.
 
     grey     (B, H, W) float in [0, 1]: M̂, not thresholded
     mask     (B, H, W) bool, uint8 or float, values 0 and 1: M
@@ -108,8 +108,7 @@ def dice_loss(grey: Tensor, mask: Tensor) -> Tensor:
     overlap, lesion = (prediction * truth).sum(dim=1), truth.sum(dim=1)
     area = prediction.sum(dim=1) + lesion
     dice = 1 - (2 * overlap + DICE_SMOOTHING) / (area + DICE_SMOOTHING)
-    absence = torch.rsub(prediction, 1, alpha=1 - EMPTY_MARGIN)
-    alarm = -absence.log().mean(dim=1)
+    alarm = -torch.log1p(prediction / -(1 + EMPTY_MARGIN)).mean(dim=1)
     return torch.where(lesion > 0, dice, alarm).mean()
 
 

@@ -53,7 +53,8 @@ class StudentDecoder:
     def __init__(self, student: MaskStudent, precision: str) -> None:
         self.student = student
         self.precision = precision
-        self.at_a_time = 256
+        # As many as a CPU's cache holds at full resolution; a GPU has memory for many steps' latents.
+        self.at_a_time = 8 if next(student.parameters()).device.type == "cpu" else 256
 
     def __call__(self, z_mask_hat: Tensor) -> Tensor:
         """Grey masks, differentiable with respect to the latents.

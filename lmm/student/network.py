@@ -53,7 +53,7 @@ class StudentDecoder:
     def __init__(self, student: MaskStudent, precision: str) -> None:
         self.student = student
         self.precision = precision
-        # As many as a CPU's cache holds at full resolution; a GPU has memory for many steps' latents.
+        # As many masks as a CPU's cache holds; a GPU has memory for all of a step.
         self.at_a_time = 8 if next(student.parameters()).device.type == "cpu" else 256
 
     def __call__(self, z_mask_hat: Tensor) -> Tensor:

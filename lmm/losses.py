@@ -109,7 +109,7 @@ def dice_loss(grey: Tensor, mask: Tensor) -> Tensor:
     area = prediction.sum(dim=1) + lesion
     dice = 1 - (2 * overlap + DICE_SMOOTHING) / (area + DICE_SMOOTHING)
     # Saves a logarithm a pixel in most batches. To ask a GPU would make the host wait for it.
-    if lesion.device.type == "cpu" and bool(lesion.all()):
+    if lesion.is_cpu and lesion.all():
         return dice.mean()
     alarm = -torch.log1p(prediction / -(1 + EMPTY_MARGIN)).mean(dim=1)
     return torch.where(lesion > 0, dice, alarm).mean()

@@ -54,7 +54,7 @@ class StudentDecoder:
         self.student = student
         self.precision = precision
         # As many masks as a CPU's cache holds; a GPU has memory for all of a step.
-        self.at_a_time = 8 if next(student.parameters()).device.type == "cpu" else 256
+        self.at_a_time = 8 if next(student.parameters()).is_cpu else 256
 
     def __call__(self, z_mask_hat: Tensor) -> Tensor:
         """Grey masks, differentiable with respect to the latents.

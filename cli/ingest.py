@@ -100,8 +100,9 @@ def _window(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[i
 )
 @click.option(
     "--foreground",
-    metavar="COLOUR",
-    help="Colour of the masks' foreground, such as '#ff0000' or red.  [default: what is not black]",
+    metavar="COLOUR|enclosed",
+    help="Colour of the masks' foreground, such as '#ff0000' or red; enclosed turns masks that are "
+    "drawn inside out, and no others.  [default: what is not black]",
 )
 @click.option(
     "--window",
@@ -181,6 +182,7 @@ def _result(ingest: "Ingest", output: str) -> dict[str, Any]:
         "folds": _fold_sizes(frame),
         "window": ingest.manifest.window,
         "multi_mask": frame.filter(pl.col("masks").list.len() > 1).height,
+        "inside_out": list(ingest.inside_out),
         "notes": list(ingest.notes),
         "split": ingest.manifest.settings["split"],
         "root": str(ingest.manifest.root),

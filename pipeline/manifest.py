@@ -62,7 +62,8 @@ class Manifest:
     settings    how the splits came about: split, val_fraction, seed, twins; empty for a manifest
                 that has been through other hands
     window      of 16-bit images, for read_image; None for their full range
-    foreground  '#rrggbb' of the masks' foreground, for read_union; None for what is not black
+    foreground  '#rrggbb' of the masks' foreground, or ENCLOSED, for read_union; None for what is
+                not black
     """
 
     frame: pl.DataFrame
@@ -87,7 +88,7 @@ class Manifest:
 
     @property
     def mask_values(self) -> str:
-        """How masks are read: `labels`, `binary`, or '#rrggbb' of the foreground."""
+        """How masks are read: `labels`, `binary`, `enclosed`, or '#rrggbb' of the foreground."""
         return self.foreground or ("labels" if self.labels else "binary")
 
     def image_path(self, row: Mapping[str, Any]) -> Path:

@@ -11,7 +11,7 @@ from pipeline.archive.pairing import Entry, Fault
 from pipeline.archive.twins import thumbnail
 from pipeline.errors import InputError
 from pipeline.files import sha256_of
-from pipeline.images import ImageError, read_pixels, read_union
+from pipeline.images import ENCLOSED, ImageError, Mask, is_inside_out, read_pixels, read_union
 from pipeline.telling import SHOWN, Progress, some_of
 
 Row = dict[str, Any]
@@ -46,8 +46,9 @@ def check_files(
 ) -> tuple[list[Row], list[Fault]]:
     """What each sample's files hold, as manifest rows without dataset and split; and all faults.
 
-    A row also has `thumbnail`, for `find_twins`, and `highest`: the highest value of an image of
-    16 bits, None of any other. Masks are read by `labels` and `foreground` as `read_mask` does.
+    A row also has `thumbnail`, for `find_twins`; `highest`, the highest value of an image of 16
+    bits, None of any other; and `inside_out`, whether a two-valued mask is drawn so. Masks are read
+    by `labels` and `foreground` as `read_mask` does.
 
     Threads, since Pillow decodes outside the interpreter's lock. `progress` is called with
     (samples done, samples in all), in the caller's thread.
@@ -117,8 +118,15 @@ def _check(
         "foreground_fraction": float(mask.mean()),
         "thumbnail": thumbnail(image),
         "highest": int(image.max()) if image.dtype == np.uint16 else None,
+        "inside_out": not labels and _drawn_inside_out(entry, mask, foreground),
     }
     return row, faults
+
+
+def _drawn_inside_out(entry: Entry, mask: Mask, foreground: str | None) -> bool:
+    if foreground == ENCLOSED:
+        return bool((read_union(entry.masks) != mask).any())
+    return foreground is None and is_inside_out(mask)
 
 
 def _fault(home: Path, entry: Entry, path: Path, kind: str, detail: str) -> Fault:

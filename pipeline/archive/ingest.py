@@ -8,7 +8,7 @@ import polars as pl
 
 from pipeline.archive.checks import IngestError, Row, check_files
 from pipeline.archive.layouts import Layout, find_home, layout_named, scan_layout
-from pipeline.archive.notes import notes_on
+from pipeline.archive.notes import notes_on, notes_on_inside_out
 from pipeline.archive.pairing import Fault
 from pipeline.archive.split_files import match_splits, read_split_file
 from pipeline.archive.splits import (
@@ -22,7 +22,7 @@ from pipeline.archive.splits import (
 )
 from pipeline.archive.twins import THRESHOLD, Twin, find_twins
 from pipeline.errors import InputError, UsageError
-from pipeline.images import FULL, Window, parse_colour, window_of
+from pipeline.images import ENCLOSED, FULL, Window, parse_colour, window_of
 from pipeline.manifest import SCHEMA, SETTINGS, Manifest
 from pipeline.places import place_of
 from pipeline.telling import Progress
@@ -32,14 +32,16 @@ from pipeline.telling import Progress
 class Ingest:
     """A manifest as built, what was left out of it and why, and what is worth knowing of it.
 
-    twins      pairs of the manifest's samples whose images are alike, best first; None where they
-               were not looked for
+    twins       pairs of the manifest's samples whose images are alike, best first; None where they
+                were not looked for
+    inside_out  samples whose masks are drawn inside out, by name
     """
 
     manifest: Manifest
     quarantined: tuple[Fault, ...]
     notes: tuple[str, ...]
     twins: tuple[Twin, ...] | None
+    inside_out: tuple[str, ...]
 
 
 def build_manifest(
@@ -73,7 +75,8 @@ def build_manifest(
     folds          deal what is train after that into so many folds
     skip_bad       leave out whatever is at fault, by name, instead of raising; of identical images
                    in two published splits, those outside test are left out
-    foreground     colour of the masks' foreground, as `parse_colour` reads it
+    foreground     colour of the masks' foreground, as `parse_colour` reads it; or ENCLOSED, which
+                   turns masks that are drawn inside out
     window         of 16-bit images; None for `window_of` the highest value of them all
     twins          whether to look for images that are alike
     progress       called with (samples checked, samples in all)
@@ -112,21 +115,27 @@ def build_manifest(
     settings = dict(zip(SETTINGS, (origin, str(val_fraction), str(seed), searched), strict=True))
     chosen, window_notes = _window(rows, window)
     manifest = Manifest(frame, home, layout, known.labels, settings, chosen, colour)
-    notes = (*scan.notes, *window_notes, *notes_on(manifest))
-    return Ingest(manifest, tuple(faults), notes, tuple(pairs) if twins else None)
+    inside_out = tuple(sorted(row["sample_id"] for row in rows if row["inside_out"]))
+    notes = (
+        *scan.notes,
+        *window_notes,
+        *notes_on(manifest),
+        *notes_on_inside_out(inside_out, colour),
+    )
+    return Ingest(manifest, tuple(faults), notes, tuple(pairs) if twins else None, inside_out)
 
 
 def _colour(foreground: str | None, layout: Layout) -> str | None:
     if foreground and layout.labels:
         message = f"masks of {layout.name} hold labels, not colours"
         raise UsageError(message, "leave out --foreground")
-    return parse_colour(foreground) if foreground else None
+    return parse_colour(foreground) if foreground and foreground != ENCLOSED else foreground
 
 
 def _require_some(rows: Sequence[Row], home: Path, colour: str | None) -> None:
     if not rows:
         raise InputError(f"{home}: no sample is left", "run without --skip-bad, mend what it lists")
-    if colour and not any(row["foreground_fraction"] for row in rows):
+    if colour and colour != ENCLOSED and not any(row["foreground_fraction"] for row in rows):
         message = f"{home}: no mask has a pixel of the colour {colour}"
         raise InputError(message, "without --foreground, ingest names the colours it finds")
 

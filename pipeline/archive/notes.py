@@ -1,8 +1,12 @@
 """What is no fault of a data set but worth knowing: torn groups, twins across splits, gaps."""
 
+from collections.abc import Sequence
+
 import polars as pl
 
+from pipeline.images import ENCLOSED
 from pipeline.manifest import SPLITS, Manifest
+from pipeline.telling import some_of
 
 ACROSS = (("test", "train"), ("val", "train"), ("test", "val"))
 
@@ -52,3 +56,14 @@ def notes_on(manifest: Manifest) -> list[str]:
         notes.append(f"{empty} samples have an empty mask")
     missing = [split for split in SPLITS if split not in set(frame["split"])]
     return notes + [f"no sample is in {split}" for split in missing]
+
+
+def notes_on_inside_out(sample_ids: Sequence[str], foreground: str | None) -> list[str]:
+    """A sentence on masks that are drawn inside out, where there are any: turned, or how to."""
+    if not sample_ids:
+        return []
+    masks = f"{len(sample_ids)} masks are drawn inside out"
+    if foreground == ENCLOSED:
+        return [f"{masks} and turned: {some_of(sample_ids)}"]
+    fix = f"look at them; --foreground {ENCLOSED} turns them"
+    return [f"{masks}, foreground all round background: {some_of(sample_ids)}; {fix}"]

@@ -1,5 +1,6 @@
 """Images and masks as files: found, decoded from every published format, resized, shown."""
 
+from pipeline.images.inside_out import ENCLOSED, is_inside_out
 from pipeline.images.reading import (
     FULL,
     Deep,
@@ -20,12 +21,14 @@ from pipeline.images.reading import (
 )
 
 __all__ = [
+    "ENCLOSED",
     "FULL",
     "Deep",
     "ImageError",
     "ImageU8",
     "Mask",
     "Window",
+    "is_inside_out",
     "parse_colour",
     "read_image",
     "read_mask",

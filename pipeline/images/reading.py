@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import InputError, UsageError
+from pipeline.images.inside_out import ENCLOSED, is_inside_out
 from pipeline.places import read
 from pipeline.telling import some_of
 
@@ -119,14 +120,15 @@ def read_mask(path: Path, *, labels: bool = False, foreground: str | None = None
     A grey mask is read by its values, an RGB or RGBA mask by its luminance with alpha ignored.
     These must be 0, one other value, or both. A palette mask is read by its colours: black, one
     other, or both. With `labels`, values and palette indices are object labels, of any number,
-    and foreground is label > 0. With `foreground`, it is the pixels of that colour.
+    and foreground is label > 0. With `foreground`, it is the pixels of that colour; ENCLOSED turns
+    masks that are drawn inside out, and no others.
 
-    foreground '#rrggbb', as `parse_colour` gives it
+    foreground '#rrggbb', as `parse_colour` gives it; or ENCLOSED
     returns    (H, W) bool
     raises     ImageError as read_image does, and when the mask is not two-valued with background 0
     """
     image = _load(path)
-    if foreground:
+    if foreground and foreground != ENCLOSED:
         mask: Mask = (np.array(_rgb(image, path)) == ImageColor.getrgb(foreground)).all(axis=2)
         return mask
     values = _mask_values(image, path)
@@ -135,7 +137,8 @@ def read_mask(path: Path, *, labels: bool = False, foreground: str | None = None
     if image.mode in ("P", "PA"):
         values = _values_by_colour(values, image)
     _check_two_valued(values, image, path)
-    return values > 0
+    drawn: Mask = values > 0
+    return ~drawn if foreground == ENCLOSED and is_inside_out(drawn) else drawn
 
 
 def read_union(

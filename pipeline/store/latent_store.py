@@ -134,7 +134,7 @@ class LatentStore:
             "store",
             values == "labels",
             window=window and (*window,),
-            foreground=values if values.startswith("#") else None,
+            foreground=None if values in ("labels", "binary") else values,
         )
 
     # --- its cells

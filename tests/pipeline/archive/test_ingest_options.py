@@ -225,3 +225,53 @@ def test_foreground_colour_reaches_the_manifest(archive: Path) -> None:
 def test_foreground_does_not_fit_labels(archive: Path) -> None:
     with pytest.raises(UsageError, match="hold labels"):
         build_manifest(archive, "glas", foreground="red")
+
+
+def inside_out(archive: Path, *numbers: int) -> list[float]:
+    """Masks of one rectangle each, some drawn inside out; their true shares of the image."""
+    shares = []
+    for number in range(COUNT):
+        mask = np.zeros((60, 80), np.uint8)
+        mask[20:40, 30 : 31 + number] = 255
+        shares.append((mask > 0).mean())
+        drawn = 255 - mask if number in numbers else mask
+        write_pair(archive, f"s{number:02}", scene(number), Image.fromarray(drawn))
+    return shares
+
+
+def test_masks_that_are_drawn_inside_out_are_named(archive: Path) -> None:
+    inside_out(archive, 3, 7)
+    ingest = build_manifest(archive, "pairs")
+    assert ingest.inside_out == ("s03", "s07")
+    assert any("2 masks are drawn inside out" in n and "s03, s07" in n for n in ingest.notes)
+    assert any("--foreground enclosed turns them" in note for note in ingest.notes)
+
+
+def test_sound_masks_are_not_called_inside_out(archive: Path) -> None:
+    ingest = build_manifest(archive, "pairs")
+    assert ingest.inside_out == ()
+    assert not any("inside out" in note for note in ingest.notes)
+
+
+def test_enclosed_foreground_turns_those_that_are_drawn_inside_out(archive: Path) -> None:
+    shares = inside_out(archive, 3, 7)
+    ingest = build_manifest(archive, "pairs", foreground="enclosed")
+    assert ingest.manifest.frame["foreground_fraction"].to_list() == pytest.approx(shares)
+    assert ingest.manifest.mask_values == "enclosed"
+    assert ingest.inside_out == ("s03", "s07")
+    assert any("2 masks are drawn inside out and turned: s03, s07" in note for note in ingest.notes)
+
+
+def test_labels_are_never_called_inside_out(assets: Path) -> None:
+    """Glands may stand all round a lumen."""
+    ingest = build_manifest(assets / "data/glas", "glas", twins=False)
+    assert max(ingest.manifest.frame["foreground_fraction"]) > 0.8
+    assert ingest.inside_out == ()
+
+
+def test_masks_of_skin_that_are_drawn_inside_out_are_found(assets: Path) -> None:
+    """The 92 masks up to ISIC_0024714 were looked at: 90 are inside out, the border cuts two."""
+    ingest = build_manifest(assets / "data/ham10000", "ham10000", twins=False)
+    assert len(ingest.inside_out) == 88
+    assert ingest.inside_out[0] == "ISIC_0024317"
+    assert ingest.inside_out[-1] == "ISIC_0024714"

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import small
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline.archive import build_manifest
 from pipeline.augment import POLICY
@@ -16,7 +16,7 @@ from pipeline.encode import encode
 from pipeline.encode.work import find_work, store_attributes
 from pipeline.errors import UsageError
 from pipeline.manifest import Manifest
-from pipeline.samples import decode_sample
+from pipeline.samples import decode_sample, read_truth
 from pipeline.store import open_store
 from pipeline.store.keys import plan_of
 from pipeline.tokenizer import Tokenizer
@@ -207,6 +207,28 @@ def test_window_and_foreground_are_kept_with_the_store(
     assert 0 < mask.mean() < 1
     with pytest.raises(UsageError, match="encoded with window"):
         count(replace(manifest, window=None))
+
+
+def test_turned_masks_are_encoded_and_read_again_as_they_were_drawn_rightly(
+    raw: Path, url: str, tokenizer: Tokenizer, encoded: Manifest
+) -> None:
+    """The store of masks that are turned holds the cells of the masks before they were turned."""
+    right = open_store(url)
+    name = encoded.frame["sample_id"][0]
+    for path in encoded.mask_paths(encoded.frame.row(0, named=True)):
+        with Image.open(path) as image:
+            turned = ImageOps.invert(image.convert("L"))
+        turned.save(path)
+    manifest = build_manifest(raw, "busi", foreground="enclosed").manifest
+    again = f"{url}.again"
+    encode(manifest, again, tokenizer, views=right.views, size=small.SIZE_PX)
+    store = open_store(again)
+    for array in ("mask_mean", "mask"):
+        assert np.array_equal(store.array(array)[:], right.array(array)[:])
+    source = store.source()
+    row = source.frame.row(by_predicate=pl.col("sample_id") == name, named=True)
+    assert source.foreground == "enclosed"
+    assert read_truth(source, row).mean() == encoded.frame["foreground_fraction"][0]
 
 
 def test_masks_of_the_same_bytes_that_are_read_otherwise_are_refused(

@@ -8,7 +8,7 @@ import polars as pl
 
 from pipeline.archive.checks import IngestError, Row, check_files
 from pipeline.archive.layouts import Layout, find_home, layout_named, scan_layout
-from pipeline.archive.notes import notes_on, notes_on_inside_out
+from pipeline.archive.notes import notes_on
 from pipeline.archive.pairing import Fault
 from pipeline.archive.split_files import match_splits, read_split_file
 from pipeline.archive.splits import (
@@ -22,7 +22,7 @@ from pipeline.archive.splits import (
 )
 from pipeline.archive.twins import THRESHOLD, Twin, find_twins
 from pipeline.errors import InputError, UsageError
-from pipeline.images import ENCLOSED, FULL, Window, parse_colour, window_of
+from pipeline.images import ENCLOSED, FULL, Window, parse_foreground, window_of
 from pipeline.manifest import SCHEMA, SETTINGS, Manifest
 from pipeline.places import place_of
 from pipeline.telling import Progress
@@ -75,8 +75,7 @@ def build_manifest(
     folds          deal what is train after that into so many folds
     skip_bad       leave out whatever is at fault, by name, instead of raising; of identical images
                    in two published splits, those outside test are left out
-    foreground     colour of the masks' foreground, as `parse_colour` reads it; or ENCLOSED, which
-                   turns masks that are drawn inside out
+    foreground     colour of the masks' foreground, or ENCLOSED, as `parse_foreground` reads it
     window         of 16-bit images; None for `window_of` the highest value of them all
     twins          whether to look for images that are alike
     progress       called with (samples checked, samples in all)
@@ -116,12 +115,7 @@ def build_manifest(
     chosen, window_notes = _window(rows, window)
     manifest = Manifest(frame, home, layout, known.labels, settings, chosen, colour)
     inside_out = tuple(sorted(row["sample_id"] for row in rows if row["inside_out"]))
-    notes = (
-        *scan.notes,
-        *window_notes,
-        *notes_on(manifest),
-        *notes_on_inside_out(inside_out, colour),
-    )
+    notes = (*scan.notes, *window_notes, *notes_on(manifest, inside_out))
     return Ingest(manifest, tuple(faults), notes, tuple(pairs) if twins else None, inside_out)
 
 
@@ -129,7 +123,7 @@ def _colour(foreground: str | None, layout: Layout) -> str | None:
     if foreground and layout.labels:
         message = f"masks of {layout.name} hold labels, not colours"
         raise UsageError(message, "leave out --foreground")
-    return parse_colour(foreground) if foreground and foreground != ENCLOSED else foreground
+    return parse_foreground(foreground) if foreground else None
 
 
 def _require_some(rows: Sequence[Row], home: Path, colour: str | None) -> None:

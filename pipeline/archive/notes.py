@@ -34,8 +34,11 @@ def _reaching(frame: pl.DataFrame, one: str, other: str) -> pl.DataFrame:
     return frame.filter(pl.col("split") == one).join(there, on="twin_group", how="semi")
 
 
-def notes_on(manifest: Manifest) -> list[str]:
-    """Sentences, a thing worth knowing each."""
+def notes_on(manifest: Manifest, inside_out: Sequence[str]) -> list[str]:
+    """Sentences, a thing worth knowing each.
+
+    inside_out  samples whose masks are drawn inside out, by name
+    """
     frame = manifest.frame
     notes = []
     groups = frame.group_by("group_id").agg(pl.col("split").n_unique())
@@ -54,16 +57,12 @@ def notes_on(manifest: Manifest) -> list[str]:
     ]
     if empty := frame.filter(pl.col("foreground_fraction") == 0).height:
         notes.append(f"{empty} samples have an empty mask")
+    if inside_out:
+        masks = f"{len(inside_out)} masks are drawn inside out"
+        if manifest.foreground == ENCLOSED:
+            notes.append(f"{masks} and turned: {some_of(inside_out)}")
+        else:
+            fix = f"look at them; --foreground {ENCLOSED} turns them"
+            notes.append(f"{masks}, foreground all round background: {some_of(inside_out)}; {fix}")
     missing = [split for split in SPLITS if split not in set(frame["split"])]
     return notes + [f"no sample is in {split}" for split in missing]
-
-
-def notes_on_inside_out(sample_ids: Sequence[str], foreground: str | None) -> list[str]:
-    """A sentence on masks that are drawn inside out, where there are any: turned, or how to."""
-    if not sample_ids:
-        return []
-    masks = f"{len(sample_ids)} masks are drawn inside out"
-    if foreground == ENCLOSED:
-        return [f"{masks} and turned: {some_of(sample_ids)}"]
-    fix = f"look at them; --foreground {ENCLOSED} turns them"
-    return [f"{masks}, foreground all round background: {some_of(sample_ids)}; {fix}"]

@@ -1,12 +1,10 @@
 """Masks drawn inside out, the lesion as background: known by their border, which is foreground."""
 
-from typing import Final
-
 import numpy as np
 import numpy.typing as npt
 
 # In place of a colour: the foreground of a mask that is drawn inside out is what it encloses.
-ENCLOSED: Final = "enclosed"
+ENCLOSED = "enclosed"
 BORDER_SHARE = 0.8
 
 

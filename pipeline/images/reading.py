@@ -102,11 +102,14 @@ def window_of(highest: int) -> Window:
     return next((0, 2**bits - 1) for bits in BITS if highest < 2**bits)
 
 
-def parse_colour(words: str) -> str:
+def parse_foreground(words: str) -> str:
     """A colour as '#rrggbb', of a name or notation that Pillow knows: red, #f00, rgb(255, 0, 0).
 
-    raises     UsageError for any other
+    returns    that, or ENCLOSED as it is
+    raises     UsageError for any other word
     """
+    if words == ENCLOSED:
+        return words
     try:
         return _hex(ImageColor.getrgb(words)[:3])
     except ValueError:
@@ -123,7 +126,7 @@ def read_mask(path: Path, *, labels: bool = False, foreground: str | None = None
     and foreground is label > 0. With `foreground`, it is the pixels of that colour; ENCLOSED turns
     masks that are drawn inside out, and no others.
 
-    foreground '#rrggbb', as `parse_colour` gives it; or ENCLOSED
+    foreground '#rrggbb', or ENCLOSED, as `parse_foreground` gives it
     returns    (H, W) bool
     raises     ImageError as read_image does, and when the mask is not two-valued with background 0
     """

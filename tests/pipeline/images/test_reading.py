@@ -10,7 +10,7 @@ from pipeline.errors import UsageError
 from pipeline.images import (
     FULL,
     ImageError,
-    parse_colour,
+    parse_foreground,
     read_image,
     read_mask,
     read_union,
@@ -235,12 +235,12 @@ def test_foreground_may_be_one_of_several_grey_values(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", ["red", "#F00", "#ff0000", "rgb(255, 0, 0)", "#ff000080"])
 def test_colour_is_read_in_many_notations(words: str) -> None:
-    assert parse_colour(words) == "#ff0000"
+    assert parse_foreground(words) == "#ff0000"
 
 
 def test_word_that_is_no_colour_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="'reddish' is not a colour"):
-        parse_colour("reddish")
+        parse_foreground("reddish")
 
 
 def test_mask_of_one_value_is_all_or_nothing(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def _window(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[i
     "--split",
     callback=_shares,
     metavar="TRAIN/TEST",
-    help="Draw the split: shares of train and test, which sum to 1."
+    help="Draw the split: shares of train and test, which sum to 1; 0/1 is all test."
     f"  [default: the archive's official split, else {SPLIT[0]}/{SPLIT[1]}]",
 )
 @click.option(

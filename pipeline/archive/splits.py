@@ -33,7 +33,7 @@ def tie_groups(groups: Mapping[str, str], ties: Iterable[tuple[str, str]]) -> di
 def check_shares(split: tuple[float, float], val_fraction: float) -> None:
     """Raise UsageError unless `split` is two shares that sum to 1 and `val_fraction` is one."""
     train, test = split
-    if not (0 < train <= 1 and 0 <= test < 1 and abs(train + test - 1) < 1e-6):
+    if not (train >= 0 and test >= 0 and abs(train + test - 1) < 1e-6):
         message = f"the split {train}/{test} is not two shares that sum to 1"
         raise UsageError(message, "give train/test, as in --split 0.8/0.2")
     if not 0 <= val_fraction < 1:
@@ -49,7 +49,7 @@ def assign_splits(
     Groups are taken in the order of a hash of seed and group, so the result does not depend on the
     order of rows or on the platform. A split takes every group that still fits into its share of
     the samples, and the smallest that does not if that brings it nearer; a share above 0 gets at
-    least one group, and train always keeps one.
+    least one group, and train keeps one unless its share is 0: a set that is there to be scored.
 
     groups        sample_id → group_id
     split         shares of train and test, which sum to 1

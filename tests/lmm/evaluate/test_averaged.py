@@ -212,6 +212,25 @@ def test_an_average_is_over_the_views_that_test_has(
     assert np.array_equal(two.masks, three.masks)
 
 
+def test_another_data_set_may_be_all_test(
+    run: Run, other: Run, kl_folder: Path, tmp_path: Path
+) -> None:
+    names = ("benign (41)", "benign (42)", "malignant (41)")
+    root, manifest = small.write_busi(tmp_path / "raw", names), tmp_path / "m.parquet"
+    words = ["ingest", root, "--layout", "busi", "--split", "0/1", "-o", manifest, "--json"]
+    assert CliRunner().invoke(main, [*map(str, words)]).exit_code == 0
+    url = tmp_path / "abroad.zarr"
+    words = ["--tokenizer", kl_folder, "--size", small.SIZE_PX, "--views", 2]
+    gms_lmm("encode", manifest, url, *words)
+    average = gms_lmm(
+        *("evaluate", "--run", run.path, "--run", other.path, "--latents", url),
+        *("--average", "views"),
+    )
+    assert (average["n"], average["looks"], average["encodes"]) == (len(names), 2, 0)
+    scores = pl.read_parquet(average["per_image"])
+    assert set(scores["sample_id"]) == set(names)
+
+
 def test_what_cannot_be_averaged_is_refused(
     run: Run, other: Run, small_store: str, kl_folder: Path, tmp_path: Path
 ) -> None:

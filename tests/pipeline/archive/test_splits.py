@@ -203,11 +203,22 @@ def test_val_is_taken_from_train_and_only_once() -> None:
 
 @pytest.mark.parametrize(
     ("split", "val_fraction"),
-    [((0.8, 0.3), 0.1), ((0.0, 1.0), 0.1), ((1.2, -0.2), 0.1), ((0.8, 0.2), 1.0), ((0.8, 0.2), -1)],
+    [
+        ((0.8, 0.3), 0.1),
+        ((-0.2, 1.2), 0.1),
+        ((1.2, -0.2), 0.1),
+        ((0.8, 0.2), 1.0),
+        ((0.8, 0.2), -1),
+    ],
 )
 def test_shares_out_of_range_are_refused(split: tuple[float, float], val_fraction: float) -> None:
     with pytest.raises(UsageError):
         assign_splits({"a": "a"}, split, val_fraction, 0)
+
+
+def test_a_set_may_be_all_test() -> None:
+    groups = {str(i): str(i // 3) for i in range(20)}
+    assert set(assign_splits(groups, (0.0, 1.0), 0.1, 0).values()) == {"test"}
 
 
 def test_ties_join_groups_through_others() -> None:

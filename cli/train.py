@@ -31,7 +31,7 @@ POOR_AGREEMENT = 0.9
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Run directory.  [default: runs/STORE-LOSS[-foldFOLD]-sSEED]",
+    help="Run directory.  [default: runs/STORE-LOSS[-from-RUN][-foldFOLD]-sSEED]",
 )
 @setting_options(
     "loss",
@@ -61,6 +61,12 @@ POOR_AGREEMENT = 0.9
     metavar="RUN",
     help="Train a finished run anew, on train and val, for the epochs that val chose.",
 )
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Start from the weights of a finished run, of any data, in place of new ones.",
+)
 @run_folder_options("store")
 @click.option(
     "--tensorboard", is_flag=True, help="Also write TensorBoard events into the run directory."
@@ -72,6 +78,7 @@ def command(
     out: Path | None,
     precision: str,
     refit: Path | None,
+    init: Path | None,
     resume: bool,
     overwrite: bool,
     dry_run: bool,
@@ -86,8 +93,10 @@ def command(
     Example:
       gms-lmm train --latents busi.zarr --loss lm --epochs 60
       gms-lmm train --latents busi.zarr --refit runs/busi-lm-s0
+      gms-lmm train --latents busi.zarr --init runs/ham10000-compound-s0
     """
     from lmm.run import open_run
+    from lmm.run.origin import open_origin
     from lmm.settings import TrainSettings
     from lmm.train import describe, refitted, train
     from pipeline.device import choose_device, choose_precision, require_compiler
@@ -96,15 +105,20 @@ def command(
     store = open_store(latents)
     chosen = choose_device(device)
     wanted = TrainSettings(precision=choose_precision(precision, chosen), **settings)
+    origin = None
     if refit:
         _refuse_settings()
-        wanted, out = refitted(open_run(refit), store), out or Path(f"{refit}-refit")
+        wanted, origin = refitted(open_run(refit), store)
+        out = out or Path(f"{refit}-refit")
+    elif init:
+        origin = open_origin(init, store, wanted)
     if wanted.deterministic:
         make_cublas_deterministic()
 
-    fold = "" if wanted.fold is None else f"-fold{wanted.fold}"
-    out = out or Path("runs") / f"{store.name}-{wanted.loss}{fold}-s{wanted.seed}"
-    plan = describe(store, wanted)
+    mark = f"-from-{origin.path.name}" if origin else ""
+    mark += "" if wanted.fold is None else f"-fold{wanted.fold}"
+    out = out or Path("runs") / f"{store.name}-{wanted.loss}{mark}-s{wanted.seed}"
+    plan = describe(store, wanted) | ({"init": str(origin.path)} if origin else {})
     if dry_run:
         show_plan(out, plan, as_json)
         return
@@ -122,6 +136,7 @@ def command(
                 out,
                 wanted,
                 device=chosen,
+                origin=origin,
                 resume=resume,
                 overwrite=overwrite,
                 progress=progress,
@@ -144,7 +159,7 @@ def _refuse_settings() -> None:
     for parameter in context.command.params:
         name = str(parameter.name)
         given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if given and name in known_settings():
+        if given and (name in known_settings() or name == "init"):
             raise click.UsageError(
                 f"--refit has the settings of its run, and takes no {parameter.opts[0]}"
             )

@@ -31,7 +31,7 @@ POOR_AGREEMENT = 0.9
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Run directory.  [default: runs/STORE-LOSS[-from-RUN][-foldFOLD]-sSEED]",
+    help="Run directory.  [default: runs/STORE-LOSS[-foldFOLD]-sSEED]",
 )
 @setting_options(
     "loss",
@@ -61,12 +61,6 @@ POOR_AGREEMENT = 0.9
     metavar="RUN",
     help="Train a finished run anew, on train and val, for the epochs that val chose.",
 )
-@click.option(
-    "--init",
-    type=click.Path(path_type=Path),
-    metavar="RUN",
-    help="Start from the weights of a finished run, of any data, in place of new ones.",
-)
 @run_folder_options("store")
 @click.option(
     "--tensorboard", is_flag=True, help="Also write TensorBoard events into the run directory."
@@ -78,7 +72,6 @@ def command(
     out: Path | None,
     precision: str,
     refit: Path | None,
-    init: Path | None,
     resume: bool,
     overwrite: bool,
     dry_run: bool,
@@ -93,10 +86,8 @@ def command(
     Example:
       gms-lmm train --latents busi.zarr --loss lm --epochs 60
       gms-lmm train --latents busi.zarr --refit runs/busi-lm-s0
-      gms-lmm train --latents busi.zarr --init runs/ham10000-compound-s0
     """
     from lmm.run import open_run
-    from lmm.run.origin import open_origin
     from lmm.settings import TrainSettings
     from lmm.train import describe, refitted, train
     from pipeline.device import choose_device, choose_precision, require_compiler
@@ -105,20 +96,15 @@ def command(
     store = open_store(latents)
     chosen = choose_device(device)
     wanted = TrainSettings(precision=choose_precision(precision, chosen), **settings)
-    origin = None
     if refit:
         _refuse_settings()
-        wanted, origin = refitted(open_run(refit), store)
-        out = out or Path(f"{refit}-refit")
-    elif init:
-        origin = open_origin(init, store, wanted)
+        wanted, out = refitted(open_run(refit), store), out or Path(f"{refit}-refit")
     if wanted.deterministic:
         make_cublas_deterministic()
 
-    mark = f"-from-{origin.path.name}" if origin else ""
-    mark += "" if wanted.fold is None else f"-fold{wanted.fold}"
-    out = out or Path("runs") / f"{store.name}-{wanted.loss}{mark}-s{wanted.seed}"
-    plan = describe(store, wanted) | ({"init": str(origin.path)} if origin else {})
+    fold = "" if wanted.fold is None else f"-fold{wanted.fold}"
+    out = out or Path("runs") / f"{store.name}-{wanted.loss}{fold}-s{wanted.seed}"
+    plan = describe(store, wanted)
     if dry_run:
         show_plan(out, plan, as_json)
         return
@@ -136,7 +122,6 @@ def command(
                 out,
                 wanted,
                 device=chosen,
-                origin=origin,
                 resume=resume,
                 overwrite=overwrite,
                 progress=progress,
@@ -159,7 +144,7 @@ def _refuse_settings() -> None:
     for parameter in context.command.params:
         name = str(parameter.name)
         given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if given and (name in known_settings() or name == "init"):
+        if given and name in known_settings():
             raise click.UsageError(
                 f"--refit has the settings of its run, and takes no {parameter.opts[0]}"
             )

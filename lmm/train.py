@@ -13,7 +13,6 @@ from lmm.loop import Log, fit
 from lmm.losses import loss_of
 from lmm.model import LatentMappingModel
 from lmm.run import Run, run_lock, start_run, write_json
-from lmm.run.origin import origin_of
 from lmm.settings import TrainSettings
 from lmm.splits import rows_to_train_on
 from lmm.step import Learner, compiled
@@ -31,7 +30,6 @@ def train(
     settings: TrainSettings,
     *,
     device: torch.device,
-    origin: Run | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -43,7 +41,6 @@ def train(
     the uninterrupted run ends with (on one machine): the data order and noise of an epoch are a
     pure function of (seed, epoch).
 
-    origin     the run whose weights it starts from, as `lmm.run.origin.open_origin` gives it
     overwrite  replace a run that has other settings or another store, instead of refusing it
     progress   called with (steps done, steps in all)
     log        called with each line of log.jsonl
@@ -55,26 +52,25 @@ def train(
     require_fit(store, settings)
     store.require_complete()
     with run_lock(out):
-        run = start_run(out, store, settings, origin=origin, resume=resume, overwrite=overwrite)
+        run = start_run(out, store, settings, resume=resume, overwrite=overwrite)
         if run.finished:
             return run.summary()
         batches = open_batches(store, settings, device)
         selection = None
         if settings.select_on != "none":
             selection = load_latents(store, settings.select_on, views=1, device=device)
-        tokenizer = load_tokenizer_of(store.tokenizer, device)
-        learner = new_learner(store, settings, tokenizer, origin)
+        learner = new_learner(store, settings, load_tokenizer_of(store.tokenizer, device))
         if learner.distillation and "student" not in run.description:
             run.description["student"] = learner.distillation.origin
             write_json(run.path / "run.json", run.description)
         return fit(run, learner, batches, selection, progress=progress, log=log)
 
 
-def refitted(run: Run, store: LatentStore) -> tuple[TrainSettings, Run | None]:
-    """Settings and origin of a run for training it anew on train and val, as long as val chose.
+def refitted(run: Run, store: LatentStore) -> TrainSettings:
+    """The settings of a run for training it anew on train and val, as long as val chose.
 
-    raises  ArtefactError for a run that is not finished, whose epoch val did not choose, that was
-            trained on another store, or started from weights that are no longer there
+    raises  ArtefactError for a run that is not finished, whose epoch val did not choose, or that
+            was trained on another store
     """
     summary = run.summary()
     if run.is_baseline or summary.get("select_on") != "val":
@@ -89,22 +85,18 @@ def refitted(run: Run, store: LatentStore) -> tuple[TrainSettings, Run | None]:
             "--refit with the store that it was trained on",
         )
     chosen = {"epochs": summary["best_epoch"], "select_on": "none"}
-    settings = TrainSettings(**{**run.description["settings"], **chosen})
-    return settings, origin_of(run, store, settings)
+    return TrainSettings(**{**run.description["settings"], **chosen})
 
 
-def new_learner(
-    store: LatentStore, settings: TrainSettings, tokenizer: Tokenizer, origin: Run | None = None
-) -> Learner:
-    """What a run starts from: new weights or those of `origin`, and the student that Dice needs."""
+def new_learner(store: LatentStore, settings: TrainSettings, tokenizer: Tokenizer) -> Learner:
+    """What a run starts from: new weights, and the store's student where the Dice loss wants it."""
     teacher = MaskDecoder(tokenizer, settings.precision)
     distillation = None
     if settings.has_student:
         kept = load_student(store, teacher, settings.fold)
         distillation = Distillation(kept.network, teacher, LATER_LR, settings.seed, kept.origin)
     torch.manual_seed(settings.seed)
-    new = LatentMappingModel(store.latent_shape[0], settings.width)
-    model = (origin.model() if origin else new).to(tokenizer.device)
+    model = LatentMappingModel(store.latent_shape[0], settings.width).to(tokenizer.device)
     loss = loss_of(settings, distillation.decoder if distillation else teacher)
     forward = compiled(model, settings.supervised_levels) if settings.compile else None
     return Learner(model, loss, settings, teacher, distillation, forward)

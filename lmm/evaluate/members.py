@@ -21,6 +21,7 @@ from lmm.evaluate.scorable import require_scorable
 from lmm.latents import in_batches
 from lmm.run import Run
 from pipeline.errors import UsageError
+from pipeline.files import sha256_of
 from pipeline.samples import original_images
 from pipeline.store import LatentStore
 from pipeline.store.keys import plan_of
@@ -63,7 +64,7 @@ class Members:
     @cached_property
     def digests(self) -> list[str]:
         """sha256 of each run's weights."""
-        return [run.weights_digest for run in self.runs]
+        return [sha256_of([run.path / "best.safetensors"]) for run in self.runs]
 
     @property
     def mark(self) -> str:

@@ -84,16 +84,9 @@ def _trained(run: Run) -> dict[str, str]:
     return {
         "Model": f"{_model(run)}, {summary['parameters']:,} parameters",
         "Settings": ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in settings.items()),
-        **_start(run),
         "Training": f"{summary['steps']:,} steps in {summary['seconds']:,.0f} s; epoch "
         f"{summary['best_epoch']} of {summary['epochs']} {chosen}",
     }
-
-
-def _start(run: Run) -> dict[str, str]:
-    if not (origin := run.description.get("origin")):
-        return {}
-    return {"Started from": f"the weights of {origin['url']}, sha256 {origin['weights_digest']}"}
 
 
 def _model(run: Run) -> str:
@@ -139,11 +132,7 @@ def _making(run: Run) -> str:
     url, settings = run.data["url"], {"out": run.path, **run.description["settings"]}
     if run.is_baseline:
         return f"gms-lmm baseline {shlex.quote(url)}{_options(settings)}"
-    settings = {
-        "latents": url,
-        **settings,
-        "init": (run.description.get("origin") or {}).get("url"),
-    }
+    settings = {"latents": url, **settings}
     return f"gms-lmm train{_options(settings)}"
 
 

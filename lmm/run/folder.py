@@ -10,7 +10,7 @@ summary.json       what `train --json` printed, once the run is finished
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -22,11 +22,11 @@ import torch
 
 from lmm.model import LatentMappingModel
 from lmm.run.checkpoint import load_weights, read_checkpoint
-from lmm.run.lineage import LINEAGE_FILE, lineage_of, read_lineage, seen_before, write_lineage
+from lmm.run.lineage import LINEAGE_FILE, lineage_of, read_lineage, write_lineage
 from lmm.settings import TrainSettings
 from lmm.splits import images_by_split, rows_of_split, rows_to_train_on
 from pipeline.errors import ArtefactError, UsageError
-from pipeline.files import PARTIAL, replace_file, sha256_of
+from pipeline.files import PARTIAL, replace_file
 from pipeline.images import Window
 from pipeline.store import LatentStore
 from pipeline.store.lock import exclusive
@@ -109,11 +109,6 @@ class Run:
         """How the 16-bit images of its data were read; None for their full range."""
         window = None if self.data is None else self.data["preprocessing"].get("window")
         return window and (window[0], window[1])
-
-    @property
-    def weights_digest(self) -> str:
-        """sha256 of the file of its selected weights."""
-        return sha256_of([self.path / "best.safetensors"])
 
     def lineage(self) -> pl.DataFrame | None:
         """What it has seen, as `lmm.run.lineage.lineage_of` gives it; None where it is not known.
@@ -217,14 +212,12 @@ def start_run(
     settings: TrainSettings,
     *,
     model_class: str | None = None,
-    origin: Run | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Run:
     """The run to be trained on a finished store: a new one, or one of the same that exists.
 
     model_class  what the model is called where it is no LatentMappingModel
-    origin       the run whose weights it starts from: what that has seen, this one has, too
     resume       go on with a run that was not finished
     overwrite    replace a run that has other settings or another store, instead of refusing it
     raises       ArtefactError for a run that is another's or was not finished; UsageError when
@@ -234,9 +227,6 @@ def start_run(
     samples = store.samples
     train, select = rows_to_train_on(samples, settings), rows_of_split(samples, settings.select_on)
     lineage = lineage_of(samples[train], samples[select])
-    if origin:
-        description["origin"] = {"url": str(origin.path), "weights_digest": origin.weights_digest}
-        lineage = seen_before(lineage, read_lineage(origin.path))
     return begin_run(out, description, lineage, resume=resume, overwrite=overwrite)
 
 
@@ -257,28 +247,20 @@ def begin_run(
     if not (out / "run.json").exists():
         return create_run(out, description, lineage, software)
     run = open_run(out)
-    other = _difference(run.description, description)
-    if other and overwrite:
-        shutil.rmtree(out)
-        return create_run(out, description, lineage, software)
-    if other:
-        raise ArtefactError(
-            f"{out} is a run with {other}",
-            "--out another directory, or --overwrite to train it anew",
-        )
+    for key in [key for key in ("settings", "store", "manifest") if description.get(key)]:
+        theirs, ours = run.description.get(key), description[key]
+        other = [k for k in ours if k != "url" and (theirs or {}).get(k) != ours[k]]
+        if other and overwrite:
+            shutil.rmtree(out)
+            return create_run(out, description, lineage, software)
+        if other:
+            raise ArtefactError(
+                f"{out} is a run with another {key}: {', '.join(other)} differ",
+                "--out another directory, or --overwrite to train it anew",
+            )
     if not (run.finished or resume):
         raise ArtefactError(f"{out} is a run that was not finished", "--resume, or --out another")
     return run
-
-
-def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
-    """In what a run is another than is asked for, by what run.json says; None for the same run."""
-    for key in ("settings", "store", "manifest"):
-        found, wanted = theirs.get(key) or {}, ours.get(key) or {}
-        if other := [k for k in wanted if k != "url" and found.get(k) != wanted[k]]:
-            return f"another {key}: {', '.join(other)} differ"
-    starts = [(one.get("origin") or {}).get("weights_digest") for one in (theirs, ours)]
-    return "other weights to start from" if starts[0] != starts[1] else None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

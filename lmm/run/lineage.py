@@ -24,13 +24,6 @@ def lineage_of(train: pl.DataFrame, select: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(parts).select(*CONTENT, "sample_id", "role").sort("role", "sample_id")
 
 
-def seen_before(lineage: pl.DataFrame, before: pl.DataFrame) -> pl.DataFrame:
-    """What a run is going to see, and what the one that it starts from has seen; each once."""
-    once = [*CONTENT, "role"]
-    both = pl.concat([lineage, before]).unique(once, keep="first", maintain_order=True)
-    return both.sort("role", "sample_id", maintain_order=True)
-
-
 def write_lineage(folder: Path, lineage: pl.DataFrame) -> None:
     """Write what a run is going to see into its folder, as a whole."""
     with replacing(folder / LINEAGE_FILE) as partial:

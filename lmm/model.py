@@ -7,6 +7,7 @@ Parameter names are those of the released code, so that the authors' weights loa
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmm.latents import Latents, images_at_a_time, in_batches
@@ -165,14 +166,20 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c, h, w), and the same shape back."""
-        h = self.norm(x)
-        q, k, v = (conv(h).flatten(2) for conv in (self.q, self.k, self.v))
+        # Positions first, channels last: products of matrices that lie otherwise are copied before
+        # each, which costs more than the products.
+        h = self.norm(x).flatten(2).mT.contiguous()
+        q, k, v = (_at_each_position(conv, h) for conv in (self.q, self.k, self.v))
         # Written out: under bf16 on a CPU a training step takes a third less time than with torch's
         # fused attention. Scaling q touches c values a position where scaling q·kᵀ touches h·w.
-        attention = torch.softmax((q * self.scale).mT @ k, dim=2)
-        h = (attention @ v.mT).mT.reshape(x.shape)
-        out: Tensor = x + self.proj_out(h)
-        return out
+        attention = torch.softmax((q * self.scale) @ k.mT, dim=2)
+        h = _at_each_position(self.proj_out, attention @ v)
+        return x + h.mT.reshape(x.shape)
+
+
+def _at_each_position(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1×1 convolution of positions with their channels last, (B, h·w, i) → (B, h·w, o)."""
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import click
 
 from pipeline.errors import ArtefactError, GmsLmmError
+from pipeline.memory import keep_freed_memory
 from pipeline.places import refusal, require_no_credentials
 
 # Workflow order. Each command lives in cli/<module>.py under the command's name, and is imported
@@ -77,3 +78,4 @@ def _exit(error: GmsLmmError) -> NoReturn:
 @click.version_option(package_name="gms-lmm")
 def main() -> None:
     """Encode a medical data set once, train every latent mapping model from it."""
+    keep_freed_memory()

@@ -23,6 +23,7 @@ from pipeline.encode.blocks import (
 )
 from pipeline.encode.cells import CellEncoder
 from pipeline.errors import ArtefactError, InputError
+from pipeline.memory import keep_freed_memory
 from pipeline.places import is_folder
 from pipeline.samples import decode_sample
 from pipeline.store import LatentStore, open_store
@@ -69,6 +70,7 @@ class Encoding(WorkerPlugin):  # type: ignore[misc]
         found = version("gms-lmm")
         if found != self.version:
             raise ArtefactError(f"it has gms-lmm {found}, not {self.version}", "install the same")
+        keep_freed_memory()
         self._threads = int(worker.state.nthreads)
         self._turn = threading.Lock()
         self._store = open_store(self.url, "r+")

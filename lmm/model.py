@@ -7,7 +7,6 @@ Parameter names are those of the released code, so that the authors' weights loa
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmm.latents import Latents, images_at_a_time, in_batches
@@ -179,7 +178,10 @@ class Attention(nn.Module):
 
 def _at_each_position(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """A 1×1 convolution of positions with their channels last, (B, h·w, i) → (B, h·w, o)."""
-    return F.linear(x, conv.weight.flatten(1), conv.bias)
+    # A product an image. In one product of them all the last bits of a row depend on its place.
+    assert conv.bias is not None
+    weight = conv.weight.flatten(1).mT.expand(len(x), -1, -1)
+    return torch.baddbmm(conv.bias, x, weight)
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

@@ -70,16 +70,20 @@ class Tokenizer:
         """E: the posterior's mean and standard deviation, in raw units (no scaling factor).
 
         pixels_pm1  (B, 3, H, W) float32 in [-1, 1], H and W multiples of `downsampling`
-        returns     mean (B, C, h, w) float32; std likewise, > 0, or None when deterministic
+        returns     mean (B, C, h, w) float32, contiguous; std likewise, > 0, or None when
+                    deterministic
         """
         pixels_pm1 = pixels_pm1.contiguous(memory_format=torch.channels_last)
         with autocast(self.device, precision):
             encoded = self.autoencoder.encode(pixels_pm1)
+        # contiguous(): what reads a latent sums in another order when its channels lie last, and
+        # from a store they do not.
         if self.deterministic:
-            return encoded.latents.float(), None
+            return encoded.latents.float().contiguous(), None
         posterior = encoded.latent_dist
         # The posterior's parameters may be half precision; its exponential is taken in full.
-        return posterior.mean.float(), (0.5 * posterior.logvar.float()).exp()
+        std = (0.5 * posterior.logvar.float()).exp()
+        return posterior.mean.float().contiguous(), std.contiguous()
 
     def decode(self, latent: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
         """D: pixels from raw latents; differentiable with respect to the latents.

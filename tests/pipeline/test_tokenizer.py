@@ -76,6 +76,15 @@ def test_deterministic_kinds_encode_to_latents_without_std(
     assert tokenizer.deterministic
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_latent_lies_in_memory_as_one_that_is_read_from_a_store(
+    folders: dict[str, Path], kind: str, precision: str
+) -> None:
+    for latent in load_tokenizer(str(folders[kind])).encode(pixels(), precision):
+        assert latent is None or latent.is_contiguous()
+
+
 @pytest.mark.parametrize(
     ("name", "kind"), [("kl", AutoencoderKL), ("tiny", AutoencoderTiny), ("vq", VQModel)]
 )

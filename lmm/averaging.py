@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import polars as pl
 import torch
@@ -16,7 +16,6 @@ from pipeline.device import autocast
 from pipeline.pixels import to_pm1
 
 Average: TypeAlias = Literal["none", "views", "dihedral"]
-AVERAGES: tuple[Average, ...] = get_args(Average)
 VIEWS = 8  # of a new image, the clean one among them
 # The symmetries of a square: mirrored or not, then quarter turns; first the image as it is.
 TURNS = tuple((mirrored, quarters) for mirrored in (False, True) for quarters in range(4))

@@ -17,7 +17,6 @@ from pipeline.augment import apply_views, draw_views
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.samples import decode_sample
 from pipeline.seeds import seed_at
-from pipeline.telling import Progress
 
 
 class Images(Protocol):
@@ -85,9 +84,7 @@ class Pixels:
         return len(self.sample_ids)
 
 
-def read_pixels(
-    images: Images, split: str, fold: int | None = None, progress: Progress | None = None
-) -> Pixels:
+def read_pixels(images: Images, split: str, fold: int | None = None) -> Pixels:
     """Decode the images and masks of a split, as `encode` does before any view.
 
     fold    of the run that reads them; see `lmm.splits.rows_of_split`
@@ -101,8 +98,6 @@ def read_pixels(
     decoded = map_ahead(lambda row: decode_sample(manifest, row, size), rows)
     for place, (image_u8, mask) in enumerate(decoded):
         images_u8[place], masks[place] = image_u8.transpose(2, 0, 1), mask
-        if progress:
-            progress(place + 1, n)
     names = [row["sample_id"] for row in rows]
     return Pixels(names, torch.from_numpy(images_u8), torch.from_numpy(masks))
 

@@ -11,7 +11,7 @@ from lmm.baseline.network import build_network, describe_network
 from lmm.baseline.pixels import ManifestImages, PixelBatches, read_pixels, split_of
 from lmm.baseline.settings import BaselineSettings
 from lmm.batches import steps_per_epoch
-from lmm.loop import Log, fit
+from lmm.loop import fit
 from lmm.run import Run, begin_run, run_lock
 from lmm.run.lineage import lineage_of
 from lmm.splits import images_by_split
@@ -27,7 +27,6 @@ def train_baseline(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-    log: Log | None = None,
 ) -> dict[str, Any]:
     """Train one network on a manifest and keep the epoch that the selection split chooses.
 
@@ -37,7 +36,6 @@ def train_baseline(
     resume     go on from the last whole epoch, to the weights of the uninterrupted run, bit for bit
     overwrite  replace a run that has other settings or another manifest, instead of refusing it
     progress   called with (steps done, steps in all)
-    log        called with each line of log.jsonl
     returns    the summary: keys as `gms-lmm train --json` prints them
     raises     UsageError for settings that do not fit, or without MONAI; InputError when a file is
                gone or has changed; ArtefactError for a run that exists and is another's, or
@@ -54,7 +52,7 @@ def train_baseline(
         learner = PixelLearner(network.to(device), settings)
         batches = PixelBatches(read_pixels(images, "train", settings.fold), settings, device)
         selection = read_pixels(images, settings.select_on, settings.fold)
-        return fit(run, learner, batches, selection, progress=progress, log=log)
+        return fit(run, learner, batches, selection, progress=progress)
 
 
 def start_baseline(

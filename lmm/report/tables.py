@@ -19,8 +19,6 @@ from lmm.run.lineage import seen_in_words
 from lmm.splits import FOLD
 from pipeline.errors import UsageError
 
-FORMATS = ("csv", "markdown", "latex")
-
 
 @dataclass(frozen=True)
 class Row:

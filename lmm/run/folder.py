@@ -2,7 +2,7 @@
 
 lineage.parquet    the samples it is trained and selected on, by content; see lmm.run.lineage
 run.json           format_version, settings, the store and tokenizer it was trained on, software
-log.jsonl          one JSON object an epoch; the report reads only this
+log.jsonl          one JSON object an epoch: the curves of the report
 best.safetensors   weights of the epoch that the selection split chose
 last.safetensors   weights, optimiser state and progress, from which --resume goes on
 summary.json       what `train --json` printed, once the run is finished

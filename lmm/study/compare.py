@@ -69,7 +69,7 @@ def compare(plan: Plan, results: pl.DataFrame) -> list[Compared]:
     runs. What other seeds would say is in the standard deviations. Images of one group or twins are
     drawn together.
 
-    results  as `lmm.study.answer` makes them
+    results  as `lmm.study.results.collect` makes them
     source   the paired cluster bootstrap: see `lmm.metrics.summarise`
     """
     by_image = {

@@ -132,7 +132,7 @@ def encode_cells(
         def take(future: Future, last: bool) -> None:
             block = int(future.key.rpartition(" ")[2])
             try:
-                bad.extend(future.result().bad)
+                bad.extend(future.result())
             except KilledWorker:
                 if last:
                     bad.append(f"{_samples_of(store, block)}: the process that encodes them dies")

@@ -58,7 +58,7 @@ class Work:
     def size_when_done(self) -> tuple[int, int]:
         """How many cells the store is to have, and the bytes of their latents.
 
-        Masks and checksums add about a fiftieth.
+        Masks, checksums and keys add one or two per cent.
         """
         cells = int(wanted_cells(self.attributes, self.samples).sum())
         tokenizer, size = self.attributes["tokenizer"], self.attributes["preprocessing"]["size"]

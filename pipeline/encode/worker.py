@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,14 +28,6 @@ from pipeline.places import is_folder
 from pipeline.samples import decode_sample
 from pipeline.store import LatentStore, open_store
 from pipeline.tokenizer import load_tokenizer_of
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What became of a block: how many cells were encoded, and a sentence a sample that was not."""
-
-    cells: int
-    bad: tuple[str, ...]
 
 
 class Encoding(WorkerPlugin):  # type: ignore[misc]
@@ -86,8 +78,8 @@ class Encoding(WorkerPlugin):  # type: ignore[misc]
         loaded = load_tokenizer_of(described, device)
         self._encoder = CellEncoder(loaded, precision, self.batch_size)
 
-    def encode(self, block: int) -> Encoded:
-        """Encode what a block lacks, every view; samples that cannot be are left out and named.
+    def encode(self, block: int) -> list[str]:
+        """Encode what a block lacks, every view; a sentence for each sample that cannot be.
 
         One block at a time goes through the tokenizer, with as many threads as Dask gave the
         worker; the next may be decoded meanwhile.
@@ -101,9 +93,8 @@ class Encoding(WorkerPlugin):  # type: ignore[misc]
         bad = [result for result in results if isinstance(result, str)]
         todo[:, places[faulty] - start] = False
         decoded = [result for result in results if not isinstance(result, str)]
-        encoded = 0
         if not decoded:
-            return Encoded(encoded, tuple(bad))
+            return bad
         pixels = stack_pixels(places[~faulty], decoded)
         with self._turn, room(self.url):
             torch.set_num_threads(self._threads)  # each thread of Dask's has a number of its own
@@ -114,9 +105,8 @@ class Encoding(WorkerPlugin):  # type: ignore[misc]
                     replace(shard, rows=shard.rows[finite]),
                     {name: values[finite] for name, values in cells.items()},
                 )
-                encoded += int(finite.sum())
                 bad += _not_finite(store, shard, finite)
-        return Encoded(encoded, tuple(bad))
+        return bad
 
     def _decode(self, row: int) -> tuple[np.ndarray, np.ndarray] | str:
         """Image and mask of a sample, or what is wrong with them."""
@@ -141,8 +131,8 @@ def fault_of(name: str, dask_worker: Worker) -> str | None:
     return plugin.fault if isinstance(plugin, Encoding) else "has not begun"
 
 
-def encode_block(name: str, block: int) -> Encoded:
-    """Encode one block on whichever worker this is.
+def encode_block(name: str, block: int) -> list[str]:
+    """Encode one block on whichever worker this is; what `Encoding.encode` returns.
 
     raises  ArtefactError when it came later than the others and cannot encode
     """
@@ -150,8 +140,8 @@ def encode_block(name: str, block: int) -> Encoded:
     fault = fault_of(name, worker)
     if fault:
         raise ArtefactError(f"worker {worker.address}: {fault}", "stop this worker, or mend it")
-    encoded: Encoded = worker.plugins[name].encode(block)
-    return encoded
+    bad: list[str] = worker.plugins[name].encode(block)
+    return bad
 
 
 def as_seen_by_workers(place: str) -> str:

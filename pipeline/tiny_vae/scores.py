@@ -18,6 +18,7 @@ from pipeline.tokenizer import Tokenizer
 
 SIZE_PX = 224
 BATCH = 4
+ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def score_extremes(tokenizer: Tokenizer) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def score_speed(tokenizers: Sequence[Tokenizer], repeats: int = 5) -> list[dict[str, float]]:
+def score_speed(tokenizers: Sequence[Tokenizer]) -> list[dict[str, float]]:
     """Seconds an image of encode and decode, fp32, batch 4: the best of rounds taken in turn."""
     pixels = torch.zeros(BATCH, 3, SIZE_PX, SIZE_PX)
     latents = [tokenizer.encode(pixels)[0] for tokenizer in tokenizers]
@@ -104,7 +105,7 @@ def score_speed(tokenizers: Sequence[Tokenizer], repeats: int = 5) -> list[dict[
     encodes = [partial(tokenizer.encode, pixels) for tokenizer, _ in pairs]
     decodes = [partial(tokenizer.decode, latent) for tokenizer, latent in pairs]
     # Taken in turn, so that whatever else the machine does slows all of them.
-    rounds = [[seconds(step) / BATCH for step in encodes + decodes] for _ in range(repeats)]
+    rounds = [[seconds(step) / BATCH for step in encodes + decodes] for _ in range(ROUNDS)]
     best = np.min(rounds, axis=0).reshape(2, -1)
     return [{"encode, s an image": float(e), "decode, s an image": float(d)} for e, d in best.T]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lmm.report.tables import FORMATS, build_rows, format_table
+from lmm.report.tables import build_rows, format_table
 from lmm.run import Run, create_run
 from pipeline.errors import ArtefactError, UsageError
 
@@ -129,7 +129,7 @@ def test_names_are_escaped_in_each_format(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", ["csv", "markdown", "latex"])
 def test_a_name_with_a_line_break_breaks_no_row(tmp_path: Path, kind: str) -> None:
     run = write_scores(write_run(tmp_path / "a"), 0.5, dataset="one\ntwo")
     text = format_table(build_rows([run], "test"), kind)

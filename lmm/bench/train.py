@@ -24,7 +24,7 @@ def bench_train(
 
     loop     `train`'s own steps from cached latents
     compute  the same steps on one ready batch
-    lm       the same steps with the latent loss alone
+    lm       the same steps on that batch with the latent loss alone
     online   what training without a store costs, as the GMS authors' code does it: image and mask
              encoded in each step and every level decoded by a call of its own; reading and
              augmenting images is left out, in its favour. Once at the same precision, once at the
@@ -32,7 +32,8 @@ def bench_train(
 
     returns  steps_per_s, compute_steps_per_s, efficiency (loop ÷ compute), online_steps_per_s,
              speedup (loop ÷ online), online_fp32_steps_per_s, speedup_fp32, lm_steps_per_s and
-             lm_ratio (seconds a step ÷ seconds an lm step); with `compile`, all but online compiled
+             lm_ratio (seconds a step ÷ seconds an lm step, both on the ready batch);
+             with `compile`, all but online compiled
     """
     tokenizer = load_tokenizer_of(store.tokenizer, device)
     learner = new_learner(store, settings, tokenizer)
@@ -68,7 +69,7 @@ def bench_train(
         "online_fp32_steps_per_s": rate["online_fp32"],
         "speedup_fp32": rate["loop"] / rate["online_fp32"],
         "lm_steps_per_s": rate["lm"],
-        "lm_ratio": rate["lm"] / rate["loop"],
+        "lm_ratio": rate["lm"] / rate["compute"],
         "loss": settings.loss,
         "seg_decoder": settings.seg_decoder,
         "batch_size": len(ready.z_image),

@@ -28,7 +28,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     if wrong:
         raise ArtefactError(
             f"the weights do not fit the model: {len(wrong)} differ, first {sorted(wrong)[0]}",
-            "use the run.json that was written with these weights",
+            "use the run.json that was written with these weights, and the version it names",
         )
     for name, tensor in own.items():
         tensor.copy_(weights[name])

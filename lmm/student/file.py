@@ -23,9 +23,9 @@ from pipeline.store.lock import exclusive
 from pipeline.telling import Progress
 
 STUDENT_FILE = "student.safetensors"
-RECIPE = 1  # of distil; another number makes every student anew
+RECIPE = 2  # of distil; another number makes every student anew
 FIRST_PAIRS = 1024  # decoded latents that a student is taught on before training
-FIRST_LESSONS = 800
+FIRST_LESSONS = 1600
 MEASURED = 64  # latents of a student's agreement
 
 
@@ -149,8 +149,9 @@ def student_of(run: Run, device: torch.device) -> StudentDecoder:
 def _with_weights(
     tensors: dict[str, Tensor], tokenizer: dict[str, Any], device: torch.device
 ) -> MaskStudent:
-    """A student of a tokenizer as stores and runs describe it."""
-    student = MaskStudent(tokenizer["latent_channels"], tokenizer["downsampling"])
+    """A student of a tokenizer as stores and runs describe it, as wide as its weights are."""
+    width = len(tensors["stem.weight"])
+    student = MaskStudent(tokenizer["latent_channels"], tokenizer["downsampling"], width)
     load_weights(student, tensors)
     return student.to(device)
 

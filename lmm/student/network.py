@@ -20,7 +20,7 @@ class MaskStudent(nn.Module):
     width            channels within
     """
 
-    def __init__(self, latent_channels: int, downsampling: int, width: int = 48) -> None:
+    def __init__(self, latent_channels: int, downsampling: int, width: int = 32) -> None:
         super().__init__()
         self.downsampling = downsampling
         self.stem = _conv(latent_channels, width)
@@ -53,8 +53,8 @@ class StudentDecoder:
     def __init__(self, student: MaskStudent, precision: str) -> None:
         self.student = student
         self.precision = precision
-        # As many masks as a CPU's cache holds; a GPU has memory for all of a step.
-        self.at_a_time = 8 if next(student.parameters()).is_cpu else 256
+        # All masks of a step of batch 8 on a CPU; a GPU has memory for many more.
+        self.at_a_time = 32 if next(student.parameters()).is_cpu else 256
 
     def __call__(self, z_mask_hat: Tensor) -> Tensor:
         """Grey masks, differentiable with respect to the latents.

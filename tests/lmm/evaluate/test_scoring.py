@@ -23,6 +23,7 @@ from lmm.run import Run, create_run, open_run
 from lmm.run.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from lmm.settings import TrainSettings
 from lmm.splits import images_digest
+from lmm.student.file import student_of
 from lmm.student.network import MaskStudent
 from lmm.train import train
 from pipeline.archive import build_manifest
@@ -246,6 +247,17 @@ def test_the_student_s_scores_stand_beside_the_frozen_decoder_s(
     assert evaluation.summary["dsc"] == evaluate(taught, store, "test", CPU).summary["dsc"]
     with pytest.raises(ArtefactError, match="has no student"):
         evaluate(run, store, "test", CPU, Wanted(student=True))
+
+
+def test_a_student_is_read_as_wide_as_it_was_taught(run: Run, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(run.path, tmp_path / "run"))
+    wider = MaskStudent(4, 8, width=48)  # than students are now
+    write_checkpoint(path / "student.safetensors", dict(wider.state_dict()), {})
+    z_mask_hat = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = wider(z_mask_hat) > 0
+    assert 0 < expected.sum() < expected.numel()
+    assert torch.equal(student_of(open_run(path), CPU).masks(z_mask_hat), expected)
 
 
 def test_native_without_the_archive_says_where_it_was(

@@ -50,8 +50,8 @@ def bench_train(
         next(iter(parts.values())).item()  # waits for the device
 
     ways: dict[str, tuple[int, Callable[[], None]]] = {
-        "compute": (steps, lambda: run(learner, repeat(ready))),
         "loop": (steps, lambda: run(learner, chain.from_iterable(map(batches.epoch, count(1))))),
+        "compute": (steps, lambda: run(learner, repeat(ready))),
         "lm": (steps, lambda: run(lm_learner, repeat(ready))),
         "online": (1, lambda: run(online, [_encoded(online, pixels, ready)])),
         "online_fp32": (1, lambda: run(online_fp32, [_encoded(online_fp32, pixels, ready)])),
